@@ -1,0 +1,553 @@
+//! The one TOML file that configures all parts. Unknown keys and bad values are errors with file, line and key.
+
+use crate::error::{Error, ErrorKind, Origin, Result};
+use crate::ident::CookieKey;
+use crate::limits;
+use data_encoding::HEXLOWER_PERMISSIVE;
+use serde::Deserialize;
+use serde::de::Error as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::Spanned;
+
+/// Where the configuration is looked for when neither an argument nor `SELVAGE_CONFIG` names it.
+pub const DEFAULT_PATH: &str = "/etc/selvage/selvage.toml";
+
+/// The whole configuration, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// `[cluster]`
+    pub cluster: Cluster,
+    /// `[director]`
+    pub director: Director,
+    /// `[session]`
+    pub session: Session,
+    /// `[timing]`
+    pub timing: Timing,
+    /// `[memory]`
+    pub memory: Memory,
+    /// `[[server]]`, sorted by name
+    pub servers: Vec<Server>,
+    /// `[[node]]`, sorted by name
+    pub nodes: Vec<Node>,
+}
+
+/// What all parts share.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Name of the cluster; part of the names of shared-memory segments.
+    pub name: String,
+    /// Folder of sockets and lock files, absolute.
+    pub run_dir: PathBuf,
+    /// Copies of each session, 1 or 2.
+    #[serde(default = "default_copies")]
+    pub copies: u32,
+    /// Keys of the cookies' mac, 64 hexadecimal digits each; the first signs, all verify.
+    #[serde(deserialize_with = "cookie_keys")]
+    pub cookie_keys: Vec<CookieKey>,
+    /// Users that may act as director or operator, beside root and the server's own user.
+    #[serde(default)]
+    pub operator_uids: Vec<u32>,
+}
+
+/// The director.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Director {
+    /// Where browsers connect.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Where the admin API listens.
+    #[serde(default = "default_admin_listen")]
+    pub admin_listen: SocketAddr,
+    /// Longest time that a request may wait for a node that can take it, ms.
+    #[serde(default = "default_hold_ms")]
+    pub hold_ms: u64,
+    /// Requests that may be under way at once; the next one is answered 503.
+    #[serde(default = "default_requests_max")]
+    pub requests_max: usize,
+    /// Most bytes of a request body that are kept so that it can be sent again.
+    #[serde(default = "default_resend_body_bytes")]
+    pub resend_body_bytes: usize,
+}
+
+/// Sessions and their cookie.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Session {
+    /// Name of the cookie.
+    pub cookie_name: String,
+    /// Whether the cookie carries `Secure`.
+    pub cookie_secure: bool,
+    /// Idle lifetime, s.
+    pub idle_s: u64,
+    /// Absolute lifetime, s.
+    pub absolute_s: u64,
+    /// Share of the idle lifetime by which the expiry must move before a touch is pushed.
+    pub touch_share: f64,
+    /// Largest archive of a session, bytes.
+    pub archive_bytes_max: usize,
+    /// Requests that may wait for one session.
+    pub waiters_max: u32,
+    /// Longest wait for a lock or a fetch, ms.
+    pub wait_ms: u64,
+    /// Longest time that one request may hold a session's lock, ms.
+    pub lock_hold_ms: u64,
+    /// Clock skew that servers allow before they sweep, ms.
+    pub clock_skew_ms: u64,
+}
+
+/// Heartbeats.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timing {
+    /// Interval of heartbeats, ms.
+    pub heartbeat_ms: u64,
+    /// Life of a mandate, ms.
+    pub mandate_ms: u64,
+    /// Silence after which a node or server is declared down, ms.
+    pub silence_ms: u64,
+    /// Most sessions a steward copies or adopts per second in the background; 0 is no limit.
+    pub recopy_per_s: u64,
+}
+
+/// Sizes of caches and leases.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// Most sessions of a node: entries of its cache and slots of each of its leases.
+    pub sessions_max: u32,
+    /// Heap of a node's cache, bytes.
+    pub cache_bytes: u64,
+    /// Heap of each lease, bytes.
+    pub lease_bytes: u64,
+    /// Memory of all leases of a server together, bytes; 0 is no limit but the machine's.
+    pub server_bytes_max: u64,
+    /// Ask for huge pages for leases, where the machine has them.
+    pub huge_pages: bool,
+}
+
+/// A session server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Its name, unique.
+    pub name: String,
+    /// Weight in the placement, 1 to 1000.
+    #[serde(default = "default_weight")]
+    pub weight: u32,
+}
+
+/// A web node.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Node {
+    /// Its name, unique.
+    pub name: String,
+    /// Where its web server listens.
+    pub address: SocketAddr,
+    /// Users whose processes may attach; empty: the user that runs the director or server.
+    #[serde(default)]
+    pub uids: Vec<u32>,
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// `Os` if it cannot be read, `Invalid` with file, line and key if something in it is wrong.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Error::os(Origin::Config, format!("cannot read the configuration {}", path.display()), error)
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// The path to use: the argument, else `SELVAGE_CONFIG`, else [`DEFAULT_PATH`].
+    pub fn resolve_path(argument: Option<&Path>) -> PathBuf {
+        match argument {
+            Some(path) => path.to_owned(),
+            None => std::env::var_os("SELVAGE_CONFIG").map_or_else(|| DEFAULT_PATH.into(), PathBuf::from),
+        }
+    }
+
+    /// Checks the text of a configuration; `path` is for messages.
+    ///
+    /// # Errors
+    /// `Invalid` with file, line and key.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let file: File = toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            invalid(path, text, at, error.message())
+        })?;
+        let check = Check { path, text };
+        file.check(&check)
+    }
+
+    /// The node with this name.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// The server with this name.
+    pub fn server(&self, name: &str) -> Option<&Server> {
+        self.servers.iter().find(|server| server.name == name)
+    }
+
+    /// The director's control socket.
+    pub fn director_socket(&self) -> PathBuf {
+        self.cluster.run_dir.join("director.sock")
+    }
+
+    /// A server's control socket.
+    pub fn server_socket(&self, name: &str) -> PathBuf {
+        self.cluster.run_dir.join(format!("server-{name}.sock"))
+    }
+
+    /// The folder of a node's lock file; its mode is 0700 and its owner the node's user.
+    pub fn node_dir(&self, name: &str) -> PathBuf {
+        self.cluster.run_dir.join(format!("node-{name}"))
+    }
+
+    /// Start of the names of all shared-memory segments of this cluster's instance. Contains a hash of the run folder,
+    /// so that two clusters of the same name on one host do not meet.
+    pub fn segment_prefix(&self) -> String {
+        let hash = xxhash_rust::xxh3::xxh3_64(self.cluster.run_dir.as_os_str().as_encoded_bytes());
+        format!("selvage-{}-{hash:016x}-", self.cluster.name)
+    }
+}
+
+impl Timing {
+    /// Interval of heartbeats.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_ms)
+    }
+    /// Life of a mandate.
+    pub fn mandate(&self) -> Duration {
+        Duration::from_millis(self.mandate_ms)
+    }
+    /// Silence after which a peer is declared down.
+    pub fn silence(&self) -> Duration {
+        Duration::from_millis(self.silence_ms)
+    }
+}
+
+impl Default for Session {
+    fn default() -> Self {
+        Self {
+            cookie_name: "selvage".into(),
+            cookie_secure: false,
+            idle_s: limits::IDLE.as_secs(),
+            absolute_s: limits::ABSOLUTE.as_secs(),
+            touch_share: limits::TOUCH_SHARE,
+            archive_bytes_max: limits::ARCHIVE_BYTES_DEFAULT,
+            waiters_max: limits::WAITERS_MAX,
+            wait_ms: ms(limits::WAIT),
+            lock_hold_ms: ms(limits::LOCK_HOLD),
+            clock_skew_ms: ms(limits::CLOCK_SKEW),
+        }
+    }
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat_ms: ms(limits::HEARTBEAT),
+            mandate_ms: ms(limits::MANDATE),
+            silence_ms: ms(limits::SILENCE),
+            recopy_per_s: 0,
+        }
+    }
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self {
+            sessions_max: limits::SESSIONS_DEFAULT,
+            cache_bytes: limits::CACHE_BYTES_DEFAULT,
+            lease_bytes: limits::CACHE_BYTES_DEFAULT,
+            server_bytes_max: 0,
+            huge_pages: true,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    cluster: Spanned<Cluster>,
+    director: Spanned<Director>,
+    #[serde(default = "default_spanned")]
+    session: Spanned<Session>,
+    #[serde(default = "default_spanned")]
+    timing: Spanned<Timing>,
+    #[serde(default = "default_spanned")]
+    memory: Spanned<Memory>,
+    #[serde(default)]
+    server: Vec<Spanned<Server>>,
+    #[serde(default)]
+    node: Vec<Spanned<Node>>,
+}
+
+struct Check<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Check<'_> {
+    /// Refuses unless `good`; the line is that of `key` inside the table at `span`, or the table's own.
+    fn that(
+        &self,
+        good: bool,
+        span: std::ops::Range<usize>,
+        key: &str,
+        why: impl FnOnce() -> String,
+    ) -> Result<()> {
+        if good {
+            return Ok(());
+        }
+        // The span of a table may be no more than its header, so look on to the next header.
+        let rest = self.text.get(span.start..).unwrap_or("");
+        let inside = rest.get(..rest.find("\n[").unwrap_or(rest.len())).unwrap_or("");
+        let offset = inside
+            .lines()
+            .scan(0, |at, line| {
+                let start = *at;
+                *at += line.len() + 1;
+                Some((start, line))
+            })
+            .find(|(_, line)| {
+                line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
+            })
+            .map_or(0, |(start, _)| start);
+        Err(invalid(self.path, self.text, span.start + offset, &format!("`{key}`: {}", why())))
+    }
+
+    fn range<T: PartialOrd + std::fmt::Display + Copy>(
+        &self,
+        span: std::ops::Range<usize>,
+        key: &str,
+        value: T,
+        low: T,
+        high: T,
+    ) -> Result<()> {
+        self.that(low <= value && value <= high, span, key, || {
+            format!("{value} is not within {low} to {high}")
+        })
+    }
+
+    fn name(&self, span: std::ops::Range<usize>, name: &str) -> Result<()> {
+        let good = !name.is_empty()
+            && name.len() <= limits::NAME_BYTES_MAX
+            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+        self.that(good, span, "name", || {
+            format!("\"{name}\" is not 1 to {} characters of a-z, 0-9 and -", limits::NAME_BYTES_MAX)
+        })
+    }
+}
+
+impl File {
+    fn check(self, check: &Check<'_>) -> Result<Config> {
+        let span = self.cluster.span();
+        let cluster = self.cluster.into_inner();
+        check.name(span.clone(), &cluster.name)?;
+        check.range(span.clone(), "copies", cluster.copies, 1, limits::COPIES_MAX as u32)?;
+        check.that(cluster.run_dir.is_absolute(), span.clone(), "run_dir", || {
+            "must be an absolute path".into()
+        })?;
+        // A Unix socket's path holds 107 bytes; the longest name of ours is "server-<name>.sock".
+        let run_dir_max = 107 - "/server-.sock".len() - limits::NAME_BYTES_MAX;
+        check.range(span.clone(), "run_dir", cluster.run_dir.as_os_str().len(), 1, run_dir_max)?;
+
+        let span = self.session.span();
+        let session = self.session.into_inner();
+        let cookie_name_good = !session.cookie_name.is_empty()
+            && session
+                .cookie_name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+        check.that(cookie_name_good, span.clone(), "cookie_name", || {
+            "must be made of letters, digits, _ and -".into()
+        })?;
+        check.that(
+            !session.cookie_name.starts_with("__Host-") || session.cookie_secure,
+            span.clone(),
+            "cookie_name",
+            || "a name with __Host- needs cookie_secure = true".into(),
+        )?;
+        check.range(span.clone(), "idle_s", session.idle_s, 1, 10 * 365 * 86_400)?;
+        check.range(span.clone(), "absolute_s", session.absolute_s, session.idle_s, 10 * 365 * 86_400)?;
+        check.range(span.clone(), "touch_share", session.touch_share, 0.0, 0.9)?;
+        let unit = limits::BLOCK_UNIT_BYTES;
+        check.range(
+            span.clone(),
+            "archive_bytes_max",
+            session.archive_bytes_max,
+            unit,
+            limits::ARCHIVE_BYTES_MAX,
+        )?;
+        check.range(span.clone(), "waiters_max", session.waiters_max, 1, 1024)?;
+        check.range(span.clone(), "wait_ms", session.wait_ms, 1, 600_000)?;
+        check.range(span.clone(), "lock_hold_ms", session.lock_hold_ms, 100, 3_600_000)?;
+        check.range(span, "clock_skew_ms", session.clock_skew_ms, 0, 3_600_000)?;
+
+        let span = self.timing.span();
+        let timing = self.timing.into_inner();
+        check.range(span.clone(), "heartbeat_ms", timing.heartbeat_ms, 1, 60_000)?;
+        check.range(span.clone(), "mandate_ms", timing.mandate_ms, 3 * timing.heartbeat_ms, 600_000)?;
+        check.range(span, "silence_ms", timing.silence_ms, timing.mandate_ms + 1, 600_000)?;
+
+        let span = self.memory.span();
+        let memory = self.memory.into_inner();
+        check.range(span.clone(), "sessions_max", memory.sessions_max, 16, 1 << 28)?;
+        let heap_min = 4 * limits::CHUNK_BYTES_MIN.max(session.archive_bytes_max) as u64;
+        check.range(span.clone(), "cache_bytes", memory.cache_bytes, heap_min, 1 << 40)?;
+        check.range(span, "lease_bytes", memory.lease_bytes, heap_min, 1 << 40)?;
+
+        let mut servers = Vec::new();
+        for server in self.server {
+            let span = server.span();
+            let server = server.into_inner();
+            check.name(span.clone(), &server.name)?;
+            check.range(span.clone(), "weight", server.weight, 1, 1000)?;
+            let twice = servers.iter().any(|other: &Server| other.name == server.name);
+            check.that(!twice, span, "name", || format!("two servers are named \"{}\"", server.name))?;
+            servers.push(server);
+        }
+        let mut nodes = Vec::new();
+        for node in self.node {
+            let span = node.span();
+            let node = node.into_inner();
+            check.name(span.clone(), &node.name)?;
+            let twice = nodes.iter().any(|other: &Node| other.name == node.name);
+            check.that(!twice, span.clone(), "name", || format!("two nodes are named \"{}\"", node.name))?;
+            let shared = nodes.iter().any(|other: &Node| other.address == node.address);
+            check.that(!shared, span, "address", || format!("two nodes listen on {}", node.address))?;
+            nodes.push(node);
+        }
+        let director_span = self.director.span();
+        check.range(director_span.clone(), "server", servers.len(), 1, limits::SERVERS_MAX)?;
+        check.range(director_span, "node", nodes.len(), 1, limits::NODES_MAX)?;
+        servers.sort_by(|a, b| a.name.cmp(&b.name));
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Config {
+            path: check.path.to_owned(),
+            cluster,
+            director: self.director.into_inner(),
+            session,
+            timing,
+            memory,
+            servers,
+            nodes,
+        })
+    }
+}
+
+fn invalid(path: &Path, text: &str, at: usize, why: &str) -> Error {
+    let line = text.get(..at).unwrap_or(text).matches('\n').count() + 1;
+    Error::new(ErrorKind::Invalid, Origin::Config, format!("{}:{line}: {why}", path.display()))
+}
+
+fn cookie_keys<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<CookieKey>, D::Error> {
+    let texts = Vec::<String>::deserialize(deserializer)?;
+    if texts.is_empty() {
+        return Err(D::Error::custom("`cookie_keys` needs at least one key"));
+    }
+    texts
+        .iter()
+        .map(|text| match HEXLOWER_PERMISSIVE.decode(text.as_bytes()) {
+            Ok(bytes) if bytes.len() == 32 => Ok(CookieKey(bytes)),
+            _ => Err(D::Error::custom("each of `cookie_keys` must be 64 hexadecimal digits")),
+        })
+        .collect()
+}
+
+fn default_spanned<T: Default>() -> Spanned<T> {
+    Spanned::new(0..0, T::default())
+}
+
+fn ms(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+fn default_copies() -> u32 {
+    2
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 8080))
+}
+
+fn default_admin_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 8081))
+}
+
+fn default_hold_ms() -> u64 {
+    ms(limits::WAIT)
+}
+
+fn default_requests_max() -> usize {
+    10_000
+}
+
+fn default_resend_body_bytes() -> usize {
+    limits::RESEND_BODY_BYTES
+}
+
+fn default_weight() -> u32 {
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+[cluster]
+name = "demo"
+run_dir = "/run/selvage"
+cookie_keys = ["0000000000000000000000000000000000000000000000000000000000000001"]
+
+[director]
+listen = "127.0.0.1:8080"
+
+[session]
+idle_s = 60
+
+[[server]]
+name = "s1"
+
+[[node]]
+name = "n1"
+address = "127.0.0.1:9001"
+uids = [33]
+"#;
+
+    fn error_of(text: &str) -> String {
+        Config::parse(Path::new("x.toml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_good_file() {
+        let config = Config::parse(Path::new("x.toml"), GOOD).unwrap();
+        assert_eq!(config.cluster.copies, 2);
+        assert_eq!(config.session.idle_s, 60);
+        assert_eq!(config.node("n1").unwrap().uids, [33]);
+    }
+
+    #[test]
+    fn bad_files_name_file_line_and_key() {
+        assert!(error_of(&GOOD.replace("idle_s", "idel_s")).starts_with("x.toml:11: unknown field `idel_s`"));
+        assert!(
+            error_of(&GOOD.replace("= 60", "= 0")).starts_with("x.toml:11: `idle_s`: 0 is not within 1 to")
+        );
+        assert!(error_of(&GOOD.replace("= 60", "= \"x\"")).starts_with("x.toml:11: "));
+        assert!(error_of(&GOOD.replace("0001\"", "001\"")).contains("x.toml:5: "));
+        assert!(error_of(&GOOD.replace("\"n1\"", "\"N 1\"")).starts_with("x.toml:17: `name`: \"N 1\""));
+        assert!(error_of("[cluster\n").starts_with("x.toml:1: "));
+    }
+}

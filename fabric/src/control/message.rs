@@ -1,0 +1,327 @@
+//! The messages. Every count and length that arrives is checked against `limits` before it is used.
+//!
+//! Three conversations exist, each begun by the first-named side:
+//! node process -> server ([`ToServer`] / [`FromServer`], strictly request and reply, in order),
+//! director or operator -> server (the same messages), and
+//! node steward -> director ([`ToDirector`] / [`FromDirector`], both sides may send at any time).
+
+use crate::ident::{Epoch, Incarnation, SessionId, Version};
+use crate::view::View;
+use serde::{Deserialize, Serialize};
+
+/// Version of this protocol. Neighbours one apart work together.
+pub const PROTOCOL_VERSION: u32 = 1;
+/// Oldest version that this build understands.
+pub const PROTOCOL_VERSION_MIN: u32 = 1;
+
+/// Who opens the connection.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Role {
+    /// A process of the named node. Its user id must be one of the node's.
+    Node {
+        /// The node's configured name.
+        name: String,
+        /// The node's incarnation, or `NONE` if it has none yet.
+        incarnation: Incarnation,
+    },
+    /// The director; its user must be an operator.
+    Director,
+    /// A person's tool; its user must be an operator.
+    Operator,
+}
+
+/// First message of every connection.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    /// Oldest protocol version that the sender speaks.
+    pub protocol_min: u32,
+    /// Newest protocol version that the sender speaks.
+    pub protocol_max: u32,
+    /// The cluster's name.
+    pub cluster: String,
+    /// Who it is.
+    pub role: Role,
+}
+
+/// Answer to [`Hello`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum HelloReply {
+    /// Go on.
+    Welcome {
+        /// The version that both will speak.
+        protocol: u32,
+        /// The server's incarnation; `NONE` from a director.
+        incarnation: Incarnation,
+    },
+    /// The connection will be closed.
+    Refused(Refusal),
+}
+
+/// Why a request was refused. The reader decides from the variant; the text is for people.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Refusal {
+    /// Protocol or layout versions do not meet.
+    Version {
+        /// What the refusing side speaks: oldest, newest.
+        ours: (u32, u32),
+        /// What the other side speaks: oldest, newest.
+        theirs: (u32, u32),
+    },
+    /// The peer's user or role may not do this.
+    Denied(String),
+    /// Not yet: the view is behind, the incarnation is unknown, claims are not complete. Ask again.
+    NotYet(String),
+    /// The incarnation is over (R2, R3).
+    Over,
+    /// The epoch's term is older than the newest one seen (R12).
+    OldTerm(Epoch),
+    /// No memory for it: what was asked and what is left, bytes.
+    Full {
+        /// Bytes that the request needs.
+        needed: u64,
+        /// Bytes that are left.
+        left: u64,
+    },
+    /// The message makes no sense.
+    Bad(String),
+}
+
+/// Requests to a session server.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum ToServer {
+    /// Director: heartbeat. Answered by [`FromServer::Report`].
+    Beat,
+    /// Director: a new view. The server seals the leases of every incarnation in `view.dead` and of every node incarnation
+    /// that is in neither list; releases sealed leases of incarnations that are in neither list; and answers `Report`
+    /// after that. Refused with `OldTerm`.
+    SetView(View),
+    /// Node: the lease of this connection's node incarnation; made at the first call. Answered by
+    /// [`FromServer::Lease`] with the memfd beside it. Every process of the node asks for itself.
+    Lease,
+    /// Node: claims, in one batch (R1). `epoch` is the claimant's view's; a server with an older one answers `NotYet`.
+    /// Answered by [`FromServer::Claims`], one answer per id. A node asks the up servers in the order of the view.
+    Claim {
+        /// The claimant's view.
+        epoch: Epoch,
+        /// The sessions.
+        ids: Vec<SessionId>,
+    },
+    /// Node: gives up claims on ids that were found nowhere.
+    Unclaim {
+        /// The sessions.
+        ids: Vec<SessionId>,
+    },
+    /// Node: the claims that it holds, told to a server that is new in its view (R1). The server answers claims and
+    /// fetches only after every live node of its view has sent `last`. Answered by `Done`.
+    RegisterClaims {
+        /// The claimant's view.
+        epoch: Epoch,
+        /// Sessions that the node has adopted.
+        ids: Vec<SessionId>,
+        /// Nothing follows.
+        last: bool,
+    },
+    /// Node: the archives of sealed sessions. Only ids that the node has claimed are answered.
+    /// Answered by [`FromServer::Archives`]; a reply may hold fewer than asked: ask again for the rest.
+    Fetch {
+        /// The sessions.
+        ids: Vec<SessionId>,
+    },
+    /// Node: the sessions of a sealed incarnation that are not settled, from a position. Answered by [`FromServer::Sealed`].
+    ListSealed {
+        /// The ended incarnation.
+        incarnation: Incarnation,
+        /// 0 at first, then what the reply said.
+        cursor: u64,
+    },
+    /// Node: these sessions have their full placement acked by their new owner, at these versions (R10). `Done`.
+    Settle {
+        /// The sessions and the version that is safe.
+        sessions: Vec<(SessionId, Version)>,
+    },
+    /// Node: these sessions are destroyed or expired; sealed copies up to the version are gone for ever (R9, R14). `Done`.
+    Destroyed {
+        /// The sessions and the version of their tombstone.
+        sessions: Vec<(SessionId, Version)>,
+    },
+    /// Node: asks whether the connection of another process of this node incarnation is gone (R4). `Gone`.
+    ProcessGone {
+        /// The other process's pid.
+        pid: u32,
+    },
+}
+
+/// Answers of a session server.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum FromServer {
+    /// Accepted and done.
+    Done,
+    /// Refused; nothing was changed.
+    Refused(Refusal),
+    /// The server's state.
+    Report(ServerReport),
+    /// The lease whose memfd comes beside this message.
+    Lease {
+        /// Number of the lease, unique in the server's life.
+        lease: u64,
+        /// The server's incarnation: acks are void for any other (R6).
+        server: Incarnation,
+        /// Layout version of the lease.
+        layout: u32,
+        /// Slots.
+        slot_count: u32,
+        /// Bytes of the heap.
+        heap_bytes: u64,
+    },
+    /// Answers to `Claim`, in its order.
+    Claims(Vec<ClaimAnswer>),
+    /// Answers to `Fetch`.
+    Archives(Vec<FetchedArchive>),
+    /// A piece of the list of sealed sessions.
+    Sealed {
+        /// Id, version and expiry (Unix ms) of each.
+        sessions: Vec<(SessionId, Version, u64)>,
+        /// Where to go on; `None` at the end.
+        next: Option<u64>,
+    },
+    /// Whether the process has no connection here.
+    Gone(bool),
+}
+
+/// Answer to one claim.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ClaimAnswer {
+    /// The claim is the asker's, and this is the newest sealed copy here: its version, whether it is live (a tombstone
+    /// of that version otherwise), its expiry. `None`: no copy here; "moved" counts as none (R11).
+    Granted(Option<SealedCopy>),
+    /// That live incarnation has claimed it already.
+    Elsewhere(Incarnation),
+}
+
+/// The newest sealed copy of a session at a server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SealedCopy {
+    /// Its version.
+    pub version: Version,
+    /// False: a tombstone; the session is gone.
+    pub live: bool,
+    /// Unix ms.
+    pub expiry_ms: u64,
+}
+
+/// One fetched session.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct FetchedArchive {
+    /// The session.
+    pub id: SessionId,
+    /// Its version.
+    pub version: Version,
+    /// Unix ms.
+    pub expiry_ms: u64,
+    /// Its archive; the receiver validates it. Empty with `error` set if the copy's bytes failed a check.
+    pub archive: Vec<u8>,
+    /// Why the copy cannot be served, if so.
+    pub error: Option<String>,
+}
+
+/// State of a session server.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ServerReport {
+    /// The server's configured name.
+    pub name: String,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Its process.
+    pub pid: u32,
+    /// The newest view that it has carried out.
+    pub epoch: Epoch,
+    /// That view; `None` if it never had one. Used at a director's restart.
+    pub view: Option<View>,
+    /// Each lease.
+    pub leases: Vec<LeaseReport>,
+    /// Bytes of all leases.
+    pub bytes: u64,
+    /// Counters since start, by name (for metrics): claims, fetches, seals, bad peers, bad cells, ...
+    pub counters: Vec<(String, u64)>,
+}
+
+/// State of one lease.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LeaseReport {
+    /// The node's name.
+    pub node: String,
+    /// The node's incarnation.
+    pub incarnation: Incarnation,
+    /// Sealed and indexed.
+    pub sealed: bool,
+    /// Sessions: live cells if sealed, the node's own count otherwise.
+    pub sessions: u64,
+    /// Sealed sessions that no one has settled, destroyed or outlived (R10).
+    pub unsettled: u64,
+}
+
+/// From a node to the director.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum ToDirector {
+    /// A new node life wants an incarnation. The sender has made sure, by the node's lock, that no process of an older
+    /// life of this node can act any more or that its cache is poisoned; the director ends the older life at once.
+    Register,
+    /// A new steward takes over a living incarnation (or the director came back). The first message on its connection.
+    Resume {
+        /// The newest epoch that this node has seen (R12).
+        epoch: Epoch,
+    },
+    /// Heartbeat.
+    Beat(NodeBeat),
+    /// Answer to `PrepareDrain`: every session has all copies that the view can give, no lock is held, no push is open.
+    Drained,
+}
+
+/// A steward's heartbeat.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct NodeBeat {
+    /// The sender's monotonic clock; comes back with the mandate.
+    pub sent_ns: u64,
+    /// The view that the steward has carried out: leases opened or closed, placement changed.
+    pub epoch: Epoch,
+    /// Live sessions in the cache.
+    pub sessions: u64,
+    /// Sessions by number of safe copies: 0, 1, 2.
+    pub safe: [u64; 3],
+    /// Ended incarnations of which this node has adopted and settled everything that falls to it.
+    pub settled: Vec<Incarnation>,
+    /// Attached processes.
+    pub pids: Vec<u32>,
+    /// Bytes of the cache that are used, and all.
+    pub cache_bytes: (u64, u64),
+    /// Counters since start, by name (for metrics).
+    pub counters: Vec<(String, u64)>,
+}
+
+/// From the director to a node.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum FromDirector {
+    /// Answer to `Register`. The view contains the incarnation as up.
+    Registered {
+        /// The new life.
+        incarnation: Incarnation,
+        /// The newest view.
+        view: View,
+    },
+    /// Answer to `Beat`: acks may be reported until `sent_ns + mandate` on the node's clock (R8).
+    Mandate {
+        /// The heartbeat's own time.
+        sent_ns: u64,
+    },
+    /// A newer view.
+    View(View),
+    /// Finish what is open, then answer `Drained`. Every request of this node has ended at the director.
+    PrepareDrain,
+    /// The incarnation is over: poison the cache; register anew unless drained.
+    Over {
+        /// The operator has drained this node: ask again with `Register` at each heartbeat; refused until undrained.
+        drained: bool,
+    },
+    /// Refused.
+    Refused(Refusal),
+}

@@ -1,0 +1,90 @@
+//! Every bound and knob of the fabric, with the relations between them asserted at compile time.
+
+use std::time::Duration;
+
+/// Unit of block offsets and the smallest block, bytes.
+pub const BLOCK_UNIT_BYTES: usize = 256;
+/// Default and smallest chunk: the piece of a heap that is given to one size class, bytes.
+pub const CHUNK_BYTES_MIN: usize = 1 << 20;
+/// Largest archive that can be configured, bytes.
+pub const ARCHIVE_BYTES_MAX: usize = 16 << 20;
+/// Default for the largest archive, bytes.
+pub const ARCHIVE_BYTES_DEFAULT: usize = 1 << 20;
+/// Most attributes of one session.
+pub const ATTRIBUTES_MAX: usize = 1024;
+/// Longest attribute name, bytes.
+pub const ATTRIBUTE_NAME_BYTES_MAX: usize = 128;
+/// Longest owner (user) name of a session, bytes.
+pub const OWNER_BYTES_MAX: usize = 128;
+/// Longest node or server name, bytes; names are `[a-z0-9-]+`.
+pub const NAME_BYTES_MAX: usize = 32;
+/// Most copies that a session can have at rest.
+pub const COPIES_MAX: usize = 2;
+/// Places a session can occupy at one instant: its copies, and old ones on their way out.
+pub const PLACES_MAX: usize = 4;
+/// Most session servers of a cluster.
+pub const SERVERS_MAX: usize = 64;
+/// Most nodes of a cluster.
+pub const NODES_MAX: usize = 1024;
+/// Most processes attached to one node at once.
+pub const PROCESSES_MAX: usize = 256;
+/// Open sessions (waiting, locked or pinned) of one process at once.
+pub const HOLDS_PER_PROCESS: usize = 4096;
+/// Requests that may wait for one session's lock; the next one is refused as busy.
+pub const WAITERS_MAX: u32 = 64;
+/// Longest control message, bytes. A batch is cut below it.
+pub const MESSAGE_BYTES_MAX: usize = 32 << 20;
+/// Bytes of archives that one batch of fetched sessions aims at.
+pub const FETCH_BATCH_BYTES: usize = 1 << 20;
+/// Sessions named in one batch message.
+pub const BATCH_SESSIONS_MAX: usize = 4096;
+/// Control connections that a server or director accepts at once.
+pub const CONNECTIONS_MAX: usize = 4096;
+
+/// Default interval of heartbeats.
+pub const HEARTBEAT: Duration = Duration::from_millis(50);
+/// Default life of a mandate, counted from the sending of the heartbeat that it answers (R8).
+pub const MANDATE: Duration = Duration::from_millis(250);
+/// Default silence after which a node or server is declared down.
+pub const SILENCE: Duration = Duration::from_millis(300);
+/// Default time that a request may wait for a lock, a fetch or a view.
+pub const WAIT: Duration = Duration::from_secs(5);
+/// Default time that one request may hold a session's lock before it is revoked.
+pub const LOCK_HOLD: Duration = Duration::from_secs(60);
+/// How often a waiter looks whether the holder of a lock still lives.
+pub const LIVENESS_POLL: Duration = Duration::from_millis(10);
+/// How often a process without the steward's role tries to take it.
+pub const STEWARD_POLL: Duration = Duration::from_millis(20);
+/// Default idle lifetime of a session.
+pub const IDLE: Duration = Duration::from_secs(1800);
+/// Default absolute lifetime of a session.
+pub const ABSOLUTE: Duration = Duration::from_secs(12 * 3600);
+/// Default share of the idle lifetime by which the expiry must move before a touch is pushed.
+pub const TOUCH_SHARE: f64 = 0.1;
+/// Clock skew that a server allows before it sweeps an expired session (R14).
+pub const CLOCK_SKEW: Duration = Duration::from_secs(5);
+/// A control peer must finish its hello within this time.
+pub const HELLO_WAIT: Duration = Duration::from_secs(2);
+
+/// Default most sessions of a node.
+pub const SESSIONS_DEFAULT: u32 = 65_536;
+/// Default heap of a node's cache, bytes.
+pub const CACHE_BYTES_DEFAULT: u64 = 128 << 20;
+
+/// Times that a director re-sends a request that was answered "elsewhere".
+pub const ELSEWHERE_MAX: u32 = 3;
+/// Default most bytes of a request body that the director keeps so that it can send it again.
+pub const RESEND_BODY_BYTES: usize = 64 << 10;
+
+const _: () =
+    assert!(MANDATE.as_millis() < SILENCE.as_millis(), "R8: a mandate ends before its node is declared dead");
+const _: () = assert!(HEARTBEAT.as_millis() * 3 <= MANDATE.as_millis(), "two heartbeats may be lost");
+const _: () = assert!(
+    STEWARD_POLL.as_millis() * 3 < MANDATE.as_millis(),
+    "a new steward beats before the mandate ends"
+);
+const _: () = assert!(COPIES_MAX * 2 <= PLACES_MAX, "all copies can move at once");
+const _: () = assert!(CHUNK_BYTES_MIN % BLOCK_UNIT_BYTES == 0);
+const _: () = assert!(
+    ARCHIVE_BYTES_DEFAULT <= ARCHIVE_BYTES_MAX && FETCH_BATCH_BYTES + ARCHIVE_BYTES_MAX < MESSAGE_BYTES_MAX
+);
