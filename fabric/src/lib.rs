@@ -9,5 +9,6 @@ pub mod control;
 pub mod error;
 pub mod ident;
 pub mod limits;
+pub mod placement;
 pub mod rules;
 pub mod view;
