@@ -93,7 +93,9 @@ pub enum ToServer {
     Beat,
     /// Director: a new view. The server seals the leases of every incarnation in `view.dead` and of every node incarnation
     /// that is in neither list; releases sealed leases of incarnations that are in neither list; and answers `Report`
-    /// after that. Refused with `OldTerm`.
+    /// after that. Refused with `OldTerm` unless term and number are both at least the newest seen (the same view again is
+    /// answered again). Send it to a server that the view drops, too: one that finds itself dropped begins a new
+    /// incarnation at once (leases freed, claims forgotten, node connections cut), which its next `Report` shows (R6).
     SetView(View),
     /// Node: the lease of this connection's node incarnation; made at the first call. Answered by
     /// [`FromServer::Lease`] with the memfd beside it. Every process of the node asks for itself.
@@ -106,13 +108,14 @@ pub enum ToServer {
         /// The sessions.
         ids: Vec<SessionId>,
     },
-    /// Node: gives up claims on ids that were found nowhere.
+    /// Node: gives up its claims on ids that it found nowhere, could not adopt, or whose session has ended. `Done`.
     Unclaim {
         /// The sessions.
         ids: Vec<SessionId>,
     },
     /// Node: the claims that it holds, told to a server that is new in its view (R1). The server answers claims and
-    /// fetches only after every live node of its view has sent `last`. Answered by `Done`.
+    /// fetches only after every node that was live when it joined the view (and still is) has sent `last`; so a node
+    /// sends one with `last` to every server that is new to it, even with no ids. Answered by `Done`.
     RegisterClaims {
         /// The claimant's view.
         epoch: Epoch,
@@ -134,12 +137,14 @@ pub enum ToServer {
         /// 0 at first, then what the reply said.
         cursor: u64,
     },
-    /// Node: these sessions have their full placement acked by their new owner, at these versions (R10). `Done`.
+    /// Node: these sessions have their full placement acked by their new owner, at these versions (R10). `Done`; `Denied`
+    /// with nothing changed if a sealed session among them is not claimed by the sender.
     Settle {
         /// The sessions and the version that is safe.
         sessions: Vec<(SessionId, Version)>,
     },
-    /// Node: these sessions are destroyed or expired; sealed copies up to the version are gone for ever (R9, R14). `Done`.
+    /// Node: these sessions are destroyed or expired; sealed copies up to the version are gone for ever (R9, R14), and the
+    /// sender's claims on them end. `Done`; `Denied` with nothing changed if another live node has claimed one of them.
     Destroyed {
         /// The sessions and the version of their tombstone.
         sessions: Vec<(SessionId, Version)>,
