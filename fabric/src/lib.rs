@@ -4,11 +4,15 @@
 //! `node -> cache -> transport -> control -> lease -> archive -> limits, error, ident, sync`;
 //! `placement` and `view` are pure and do no I/O. `ARCHITECTURE.md` has the map and the numbered invariants.
 
+pub mod archive;
 pub mod config;
 pub mod control;
 pub mod error;
 pub mod ident;
+pub mod lease;
 pub mod limits;
 pub mod placement;
 pub mod rules;
+pub mod sync;
+pub mod transport;
 pub mod view;

@@ -4,4 +4,6 @@
 //! [`message::Hello`] and [`message::HelloReply`]; then either side sends its messages. Encoding and checking are pure;
 //! the blocking socket is in [`stream`].
 
+pub mod frame;
 pub mod message;
+pub mod stream;

@@ -1,0 +1,18 @@
+//! A lease: the range of one server's memory that exactly one node incarnation may write.
+//!
+//! Everything here is pure code over [`LeaseMemory`], which is a server's memfd, a heap buffer in tests and simulation, or
+//! later a registered memory region. What it reads there is hostile: copied out, bounded, checked, then used.
+
+mod cell;
+mod index;
+mod layout;
+mod memory;
+mod scan;
+
+pub use cell::{ArchiveChecksum, CELL_BYTES, Cell, CellFault, CellState};
+pub use index::{LeaseIndex, SealedIndex, SessionCopy};
+pub use layout::{
+    BlockOffset, LAYOUT_VERSION, LeaseGeometry, LeaseHeader, Sequence, SlotIndex, layout_table,
+};
+pub use memory::{HeapMemory, LeaseMemory};
+pub use scan::{BadCells, ScanReport, fetch, scan};

@@ -1,0 +1,1 @@
+//! What every transport must do, as a suite that runs against any of them.

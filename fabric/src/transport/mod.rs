@@ -1,0 +1,108 @@
+//! How a node's pushes reach a lease: the trait [`Link`] and its contract, one file or folder per implementation.
+//!
+//! - Setup ([`shm::setup`]) and data path ([`shm::data`]) are apart; the data path neither allocates nor locks.
+//! - Acks come by [`Posted::Done`] at once (shared memory) or by [`Link::poll`] later.
+
+pub mod conformance;
+pub mod select;
+pub mod shm;
+pub mod sim;
+
+use crate::ident::Incarnation;
+use crate::lease::{BlockOffset, CELL_BYTES, LeaseGeometry, Sequence, SlotIndex};
+
+/// Ways to reach a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum TransportKind {
+    /// Shared memory on one host.
+    Shm,
+    /// The deterministic simulation.
+    Sim,
+}
+
+/// Which archive checksum the cells pushed over a link must carry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ChecksumKind {
+    /// None: the transport keeps the order of writes.
+    None,
+    /// XXH3-64.
+    Xxh3,
+}
+
+/// One push: a block (unless it is a touch, a tombstone or a move) and then a cell.
+#[derive(Clone, Copy, Debug)]
+pub struct Push<'a> {
+    /// The slot.
+    pub slot: SlotIndex,
+    /// The cell's sequence; its lowest bit says which cell of the pair is written.
+    pub sequence: Sequence,
+    /// The encoded cell.
+    pub cell: &'a [u8; CELL_BYTES],
+    /// The archive and the free block that takes it.
+    pub block: Option<(BlockOffset, &'a [u8])>,
+}
+
+/// Names a push that is under way on one link.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PushId(pub u64);
+
+/// How a push ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The push is complete at the server.
+    Acked,
+    /// The lease is sealed: no ack from any lease of this incarnation counts any more (R2).
+    Sealed,
+    /// It is unknown whether the push arrived; slot and blocks must be quarantined (R4) unless `kind` is `Bounds`.
+    Failed(FailKind),
+}
+
+/// Why a push failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FailKind {
+    /// Slot or block lie outside the lease; nothing was written.
+    Bounds,
+    /// The link is cut.
+    Disconnected,
+}
+
+/// What became of a posted push.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Posted {
+    /// It has ended.
+    Done(Outcome),
+    /// It is under way; [`Link::poll`] will tell.
+    Pending(PushId),
+}
+
+/// The end of a push that was pending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Completion {
+    /// Which push.
+    pub push: PushId,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// A node's end of a lease. Posting to different slots at the same time is allowed; to one slot it is not: the caller keeps
+/// at most one un-acked push per slot (invariant 5), and never posts into a block that a cell has named (invariant 4).
+pub trait Link: Send + Sync {
+    /// Which way it is.
+    fn kind(&self) -> TransportKind;
+    /// Which checksum its cells must carry.
+    fn checksum_kind(&self) -> ChecksumKind;
+    /// The lease's sizes.
+    fn geometry(&self) -> LeaseGeometry;
+    /// The server's incarnation (R6).
+    fn server_incarnation(&self) -> Incarnation;
+    /// Begins a push. The bytes may be reused when it has ended.
+    fn post(&self, push: &Push<'_>) -> Posted;
+    /// Appends the pushes that have ended since the last call.
+    fn poll(&self, completions: &mut Vec<Completion>);
+    /// Writes the node's heartbeat and its number of sessions for the server to see.
+    fn beat(&self, beat: u64, sessions: u64);
+    /// The server's heartbeat.
+    fn peer_beat(&self) -> u64;
+    /// Whether the lease is sealed (R2).
+    fn is_sealed(&self) -> bool;
+}

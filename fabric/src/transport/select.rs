@@ -1,0 +1,1 @@
+//! The choice of transport for a pair of node and server.
