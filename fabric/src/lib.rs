@@ -11,6 +11,7 @@ pub mod error;
 pub mod ident;
 pub mod lease;
 pub mod limits;
+pub mod node;
 pub mod placement;
 pub mod rules;
 pub mod sync;

@@ -84,7 +84,7 @@ const _: () = assert!(
     "a new steward beats before the mandate ends"
 );
 const _: () = assert!(COPIES_MAX * 2 <= PLACES_MAX, "all copies can move at once");
-const _: () = assert!(CHUNK_BYTES_MIN % BLOCK_UNIT_BYTES == 0);
+const _: () = assert!(CHUNK_BYTES_MIN.is_multiple_of(BLOCK_UNIT_BYTES));
 const _: () = assert!(
     ARCHIVE_BYTES_DEFAULT <= ARCHIVE_BYTES_MAX && FETCH_BATCH_BYTES + ARCHIVE_BYTES_MAX < MESSAGE_BYTES_MAX
 );

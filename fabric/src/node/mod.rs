@@ -1,0 +1,208 @@
+//! The node library: what a web server's processes call. Attach, create, open, read, change, commit, destroy, regenerate.
+//!
+//! [`Node`] is one process's attachment to its node. It can be cloned and used from any thread. The processes of a node
+//! share the cache segment; one of them is steward (see [`steward`]).
+//!
+//! Every call that can wait has a form that ends in `_start`: it either ends at once ([`Started::Now`]) or goes on in the
+//! background, and its [`Completion`] is fetched with [`Node::next_completion`] when [`Node::completion_fd`] is readable.
+//!
+//! Invariant: a handle works only on its own incarnation and in its own process (R3); after the end of an incarnation the
+//! process joins the next one by itself, and old handles answer `OwnershipLost`.
+
+mod cookie;
+mod session;
+pub mod steward;
+
+pub use session::{Ack, Committed, Session, Short};
+
+use crate::config::Config;
+use crate::error::Result;
+use crate::ident::{Cookie, Incarnation};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// How to attach.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AttachOptions {
+    /// How long to wait until the node is part of the cluster. Zero: return at once; the process joins in the background,
+    /// and calls wait for that, each within its own bound.
+    pub wait: Duration,
+}
+
+/// What a session is opened for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OpenMode {
+    /// Reading and changing: the session's lock is held until the handle is closed. Waits for its turn.
+    Exclusive,
+    /// Reading: the handle keeps the version that was current when it was opened. Never waits for a lock.
+    ReadOnly,
+}
+
+/// What an open found.
+#[derive(Debug)]
+pub enum Opened {
+    /// The session, hosted here.
+    Session(Session),
+    /// There is no such session (any more).
+    Missing,
+    /// That live node incarnation hosts it: the request belongs there.
+    Elsewhere(Incarnation),
+}
+
+/// Names an operation that is under way. Never 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct OpId(pub u64);
+
+/// How an operation ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Of [`Node::open_start`] and [`Node::create_start`].
+    Opened(Result<Opened>),
+    /// Of [`Session::commit_start`]; the session comes back.
+    Committed(Session, Result<Committed>),
+    /// Of [`Session::destroy_start`].
+    Destroyed(Result<()>),
+    /// Of [`Session::regenerate_start`]; the session comes back, under its new id if that went well.
+    Regenerated(Session, Result<()>),
+}
+
+/// What became of an operation that was begun.
+#[derive(Debug)]
+pub enum Started {
+    /// It has ended; there will be no completion.
+    Now(Outcome),
+    /// It is under way; there will be exactly one completion, unless it is cancelled.
+    Pending(OpId),
+}
+
+/// The end of an operation that was pending.
+#[derive(Debug)]
+pub struct Completion {
+    /// Which operation.
+    pub op: OpId,
+    /// What the caller gave when it began the operation.
+    pub user_data: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// One process's attachment to its node. Clones are the same attachment; dropping the last one detaches.
+#[derive(Clone, Debug)]
+pub struct Node {}
+
+impl Node {
+    /// Attaches this process to the node `node_name` of the configuration at `config_path`. `None` stands for
+    /// `SELVAGE_CONFIG`, or else the default path, and for `SELVAGE_NODE`, or else the only node of the configuration.
+    /// Attaching again in one process gives the same attachment. After `fork` the child attaches anew.
+    ///
+    /// # Errors
+    /// `Invalid` for the configuration; `Os` if the node's folder or lock file cannot be used; `Timeout` or what kept it
+    /// from joining, if `options.wait` has passed; `Conflict` if the process is attached to another node already.
+    pub fn attach(
+        config_path: Option<&Path>,
+        node_name: Option<&str>,
+        options: AttachOptions,
+    ) -> Result<Self> {
+        let _ = (config_path, node_name, options);
+        unimplemented!()
+    }
+
+    /// Detaches: waits (bounded) until operations under way have ended, and leaves. The last process out removes the
+    /// segment. The same as dropping the last clone, but says what went wrong.
+    ///
+    /// # Errors
+    /// `Conflict` if clones or sessions are still in use; `Forked`.
+    pub fn detach(self) -> Result<()> {
+        unimplemented!()
+    }
+
+    /// The node's configured name.
+    pub fn name(&self) -> &str {
+        unimplemented!()
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        unimplemented!()
+    }
+
+    /// The incarnation that this process belongs to now; `None` while it joins.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        unimplemented!()
+    }
+
+    /// Opens the session that a valid cookie names: from the cache, or from the session servers if its host is over.
+    /// Waits for the lock, a fetch or the join, at most `session.wait_ms`.
+    ///
+    /// # Errors
+    /// `Busy` if too many wait for this session; `Timeout`; `NotYet` if the servers could not all answer in time; `Full`;
+    /// `Corrupt` if the only copies fail their checks; `Forked`.
+    pub fn open(&self, cookie: &Cookie, mode: OpenMode) -> Result<Opened> {
+        let _ = (cookie, mode);
+        unimplemented!()
+    }
+
+    /// As [`Node::open`], without waiting.
+    ///
+    /// # Errors
+    /// `Forked`; everything else is in the outcome.
+    pub fn open_start(&self, cookie: &Cookie, mode: OpenMode, user_data: u64) -> Result<Started> {
+        let _ = (cookie, mode, user_data);
+        unimplemented!()
+    }
+
+    /// A new session with a new id, hosted here, locked, and not yet committed: nobody else sees it before its first commit,
+    /// and closing it uncommitted leaves nothing.
+    ///
+    /// # Errors
+    /// `TooLarge` for the owner; `Full`; `Timeout` while joining; `Forked`.
+    pub fn create(&self, owner: Option<&str>) -> Result<Session> {
+        let _ = owner;
+        unimplemented!()
+    }
+
+    /// As [`Node::create`], without waiting.
+    ///
+    /// # Errors
+    /// `Forked`; everything else is in the outcome.
+    pub fn create_start(&self, owner: Option<&str>, user_data: u64) -> Result<Started> {
+        let _ = (owner, user_data);
+        unimplemented!()
+    }
+
+    /// A descriptor that is readable while completions wait: an eventfd of this process; do not read or close it.
+    ///
+    /// # Errors
+    /// `Forked`.
+    pub fn completion_fd(&self) -> Result<BorrowedFd<'_>> {
+        unimplemented!()
+    }
+
+    /// The next completion, if any. Never waits. After `None` the descriptor is not readable until another one comes.
+    pub fn next_completion(&self) -> Option<Completion> {
+        unimplemented!()
+    }
+
+    /// Gives an operation up: there will be no completion for it. Returns false if it has ended already (its completion is
+    /// waiting or was fetched). What it has begun at the servers may still happen; a session that it held is closed.
+    pub fn cancel(&self, op: OpId) -> bool {
+        let _ = op;
+        unimplemented!()
+    }
+
+    /// The valid session cookie in the value of a `Cookie` header, if any; the first one that a key has signed.
+    pub fn decode_cookie_header(&self, header: &str) -> Option<Cookie> {
+        cookie::decode_header(header, self.config())
+    }
+
+    /// The value of the `Set-Cookie` header for a session.
+    pub fn set_cookie(&self, session: &Session) -> String {
+        cookie::set(&session.cookie(), self.config())
+    }
+
+    /// The value of the `Set-Cookie` header that removes the cookie.
+    pub fn clear_cookie(&self) -> String {
+        cookie::clear(self.config())
+    }
+}

@@ -1,0 +1,198 @@
+//! [`Session`]: a handle to one open session.
+
+use super::Started;
+use crate::archive::{Value, ValueRef};
+use crate::error::Result;
+use crate::ident::{Cookie, SessionId, Version};
+
+/// What a commit waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Ack {
+    /// Every server of the placement that is up.
+    #[default]
+    All,
+    /// One of them.
+    One,
+    /// Nothing: copies are made as far as that needs no waiting, and later in the background.
+    None,
+}
+
+/// Why a commit reached fewer copies than configured. The session is whole in the cache, and copies follow by themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Short {
+    /// The node has no valid mandate: no director was reached lately (R8). No copy is reported.
+    NoMandate,
+    /// Fewer servers are up or reachable.
+    Servers,
+    /// A lease has no room for this session.
+    LeaseFull,
+    /// Not waited for, by the caller's wish.
+    NotAwaited,
+}
+
+/// What a commit reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// The session's version now.
+    pub version: Version,
+    /// Distinct servers that have acked it.
+    pub copies: u32,
+    /// Why these are fewer than configured, if they are.
+    pub short: Option<Short>,
+}
+
+/// An open session. Exclusive handles hold its lock until they are closed (dropped); read-only ones keep the version that
+/// they opened. Changes are seen only through this handle until they are committed; closing forgets them. It can move
+/// between threads; it cannot be used in a forked child.
+#[derive(Debug)]
+pub struct Session {}
+
+impl Session {
+    /// Its id.
+    pub fn id(&self) -> SessionId {
+        unimplemented!()
+    }
+
+    /// The version that this handle sees; changes to come are not counted.
+    pub fn version(&self) -> Version {
+        unimplemented!()
+    }
+
+    /// Distinct up servers that have acked the version.
+    pub fn copies(&self) -> u32 {
+        unimplemented!()
+    }
+
+    /// The user it belongs to.
+    pub fn owner(&self) -> Option<&str> {
+        unimplemented!()
+    }
+
+    /// When it was created, Unix ms.
+    pub fn created_ms(&self) -> u64 {
+        unimplemented!()
+    }
+
+    /// When it expires unless it is used, Unix ms.
+    pub fn expiry_ms(&self) -> u64 {
+        unimplemented!()
+    }
+
+    /// Opened read-only.
+    pub fn is_read_only(&self) -> bool {
+        unimplemented!()
+    }
+
+    /// The browser must be given a cookie: the session is new, was adopted, or has a new id.
+    pub fn needs_cookie(&self) -> bool {
+        unimplemented!()
+    }
+
+    /// The cookie that names it on this host.
+    pub fn cookie(&self) -> Cookie {
+        unimplemented!()
+    }
+
+    /// An attribute, changes included. A pointer into the cache: no copy, no allocation, no system call.
+    pub fn get(&self, name: &str) -> Option<ValueRef<'_>> {
+        let _ = name;
+        unimplemented!()
+    }
+
+    /// All attributes, changes included, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, ValueRef<'_>)> {
+        std::iter::empty()
+    }
+
+    /// Sets an attribute.
+    ///
+    /// # Errors
+    /// `TooLarge`, with size and limit, for the name or the value; `Invalid` for an empty name or a read-only handle.
+    pub fn set(&mut self, name: &str, value: Value) -> Result<()> {
+        let _ = (name, value);
+        unimplemented!()
+    }
+
+    /// Removes an attribute; returns whether there was one.
+    ///
+    /// # Errors
+    /// `Invalid` for a read-only handle.
+    pub fn remove(&mut self, name: &str) -> Result<bool> {
+        let _ = name;
+        unimplemented!()
+    }
+
+    /// Adds to a whole number, a missing one counting as 0, and returns the new one.
+    ///
+    /// # Errors
+    /// `Invalid` if the attribute is something else, would overflow, or the handle is read-only; `TooLarge` for the name.
+    pub fn incr(&mut self, name: &str, by: i64) -> Result<i64> {
+        let _ = (name, by);
+        unimplemented!()
+    }
+
+    /// Says which user it belongs to.
+    ///
+    /// # Errors
+    /// `TooLarge` for the name; `Invalid` for a read-only handle.
+    pub fn set_owner(&mut self, owner: Option<&str>) -> Result<()> {
+        let _ = owner;
+        unimplemented!()
+    }
+
+    /// Makes the changes the session's new version, in the cache and in its copies. Without changes only a touch is
+    /// written, if one is due. The handle stays open.
+    ///
+    /// # Errors
+    /// `TooLarge`, `Full`: nothing was changed, and the changes are still there. `OwnershipLost`, `LockLost`, `Gone`: nobody
+    /// will see the changes. `Invalid` for a read-only handle; `Forked`.
+    pub fn commit(&mut self, ack: Ack) -> Result<Committed> {
+        let _ = ack;
+        unimplemented!()
+    }
+
+    /// As [`Session::commit`], without waiting. The session comes back with the outcome.
+    ///
+    /// # Errors
+    /// `Forked`; everything else is in the outcome.
+    pub fn commit_start(self, ack: Ack, user_data: u64) -> Result<Started> {
+        let _ = (ack, user_data);
+        unimplemented!()
+    }
+
+    /// Ends the session for ever: returns when every server that ever had a copy has its tombstone or is out of the view.
+    ///
+    /// # Errors
+    /// `OwnershipLost`, `LockLost`; `Timeout`: it is gone here, and its tombstones follow in the background; `Invalid` for a
+    /// read-only handle; `Forked`.
+    pub fn destroy(self) -> Result<()> {
+        unimplemented!()
+    }
+
+    /// As [`Session::destroy`], without waiting.
+    ///
+    /// # Errors
+    /// `Forked`; everything else is in the outcome.
+    pub fn destroy_start(self, user_data: u64) -> Result<Started> {
+        let _ = user_data;
+        unimplemented!()
+    }
+
+    /// Gives the session a new id, for a change of privilege: the copy under the new id and the tombstone of the old one are
+    /// acked by every server that is up when this returns (R15). Uncommitted changes stay uncommitted and go with the new id.
+    ///
+    /// # Errors
+    /// As [`Session::commit`]; the session then still has its old id.
+    pub fn regenerate(&mut self) -> Result<()> {
+        unimplemented!()
+    }
+
+    /// As [`Session::regenerate`], without waiting. The session comes back with the outcome.
+    ///
+    /// # Errors
+    /// `Forked`; everything else is in the outcome.
+    pub fn regenerate_start(self, user_data: u64) -> Result<Started> {
+        let _ = user_data;
+        unimplemented!()
+    }
+}
