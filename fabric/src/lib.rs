@@ -5,6 +5,7 @@
 //! `placement` and `view` are pure and do no I/O. `ARCHITECTURE.md` has the map and the numbered invariants.
 
 pub mod archive;
+pub mod cache;
 pub mod config;
 pub mod control;
 pub mod error;

@@ -2,4 +2,7 @@
 //!
 //! [`words`] is the only door to atomics and fences for protocol code, so that a later build can put loom's behind it.
 
+mod lock_file;
 pub mod words;
+
+pub use lock_file::{CreationLock, LockFile};
