@@ -1,10 +1,17 @@
 //! Building archives from borrowed attributes, without an allocation per attribute.
 
-use super::read::{ArchiveLimits, ArchivedSession};
+use super::format::{ArchivedSession, AttributeSource, SessionSource};
+use super::read::ArchiveLimits;
 use super::value::{Value, ValueRef};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{SessionId, Version};
+use crate::limits::{ATTRIBUTE_NAME_BYTES_MAX, OWNER_BYTES_MAX};
+use rkyv::api::serialize_using;
+use rkyv::rancor::{Failure, Strategy};
+use rkyv::ser::Serializer;
+use rkyv::ser::allocator::Arena;
 use rkyv::util::AlignedVec;
+use std::cmp::Ordering;
 
 /// What an archive says about its session beside the attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,18 +38,19 @@ pub struct Changes {
 
 impl Changes {
     /// Sets an attribute.
-    pub fn set(&mut self, _name: &str, _value: Value) {
-        unimplemented!()
+    pub fn set(&mut self, name: &str, value: Value) {
+        self.put(name, Some(value));
     }
 
     /// Removes an attribute.
-    pub fn remove(&mut self, _name: &str) {
-        unimplemented!()
+    pub fn remove(&mut self, name: &str) {
+        self.put(name, None);
     }
 
     /// What was changed about an attribute: `None` not touched, `Some(None)` removed.
-    pub fn get(&self, _name: &str) -> Option<Option<ValueRef<'_>>> {
-        unimplemented!()
+    pub fn get(&self, name: &str) -> Option<Option<ValueRef<'_>>> {
+        let at = self.position(name).ok()?;
+        Some(self.entries[at].1.as_ref().map(Value::as_ref))
     }
 
     /// No changes.
@@ -58,9 +66,50 @@ impl Changes {
     /// The attributes of `base` with these changes, sorted by name: the input of [`Builder::build`].
     pub fn over<'a>(
         &'a self,
-        _base: Option<&'a ArchivedSession>,
+        base: Option<&'a ArchivedSession>,
     ) -> impl Iterator<Item = (&'a str, ValueRef<'a>)> + Clone {
-        std::iter::empty()
+        Merged { base: base.into_iter().flat_map(ArchivedSession::iter).peekable(), changes: &self.entries }
+    }
+
+    fn put(&mut self, name: &str, value: Option<Value>) {
+        match self.position(name) {
+            Ok(at) => self.entries[at].1 = value,
+            Err(at) => self.entries.insert(at, (name.into(), value)),
+        }
+    }
+
+    fn position(&self, name: &str) -> std::result::Result<usize, usize> {
+        self.entries.binary_search_by(|(entry, _)| (**entry).cmp(name))
+    }
+}
+
+/// Two sorted sources as one; changes win, removals drop out.
+#[derive(Clone)]
+struct Merged<'a, B: Iterator<Item = (&'a str, ValueRef<'a>)>> {
+    base: std::iter::Peekable<B>,
+    changes: &'a [(Box<str>, Option<Value>)],
+}
+
+impl<'a, B: Iterator<Item = (&'a str, ValueRef<'a>)>> Iterator for Merged<'a, B> {
+    type Item = (&'a str, ValueRef<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let Some(((name, change), rest)) = self.changes.split_first() else {
+                return self.base.next();
+            };
+            let order = self.base.peek().map_or(Ordering::Greater, |(base, _)| (*base).cmp(name));
+            if order == Ordering::Less {
+                return self.base.next();
+            }
+            if order == Ordering::Equal {
+                self.base.next();
+            }
+            self.changes = rest;
+            if let Some(value) = change {
+                return Some((name, value.as_ref()));
+            }
+        }
     }
 }
 
@@ -68,6 +117,7 @@ impl Changes {
 #[derive(Default)]
 pub struct Builder {
     buffer: AlignedVec,
+    arena: Arena,
 }
 
 impl Builder {
@@ -83,10 +133,98 @@ impl Builder {
     /// number of attributes or the whole is over its limit.
     pub fn build<'a>(
         &mut self,
-        _head: &Head<'_>,
-        _attributes: impl Iterator<Item = (&'a str, ValueRef<'a>)> + Clone,
-        _limits: &ArchiveLimits,
+        head: &Head<'_>,
+        attributes: impl Iterator<Item = (&'a str, ValueRef<'a>)> + Clone,
+        limits: &ArchiveLimits,
     ) -> Result<&[u8]> {
+        let left = check(head, attributes.clone(), limits)?;
+        let source = SessionSource { head, attributes: Counted { inner: attributes, left } };
+        let mut writer = std::mem::take(&mut self.buffer);
+        writer.clear();
+        let mut serializer = Serializer::new(writer, self.arena.acquire(), ());
+        let built = serialize_using(&source, Strategy::<_, Failure>::wrap(&mut serializer));
+        self.buffer = serializer.into_writer();
+        built.map_err(|error| {
+            Error::new(ErrorKind::TooLarge, Origin::Archive, "a value does not fit into an archive")
+                .with_source(error)
+        })?;
+        if self.buffer.len() > limits.archive_bytes_max {
+            return Err(too_large(
+                "the session's archive",
+                self.buffer.len(),
+                limits.archive_bytes_max,
+                "bytes",
+            ));
+        }
         Ok(&self.buffer)
     }
 }
+
+/// Checks what goes into an archive and counts the attributes. The sum of the parts is checked here so that no absurd size
+/// reaches the serialiser; the exact size is known after it.
+fn check<'a>(
+    head: &Head<'_>,
+    attributes: impl Iterator<Item = (&'a str, ValueRef<'a>)>,
+    limits: &ArchiveLimits,
+) -> Result<usize> {
+    if let Some(owner) = head.owner
+        && owner.len() > OWNER_BYTES_MAX
+    {
+        return Err(too_large("the owner's name", owner.len(), OWNER_BYTES_MAX, "bytes"));
+    }
+    let mut count = 0;
+    let mut bytes = 0_usize;
+    let mut before: Option<&str> = None;
+    for (name, value) in attributes {
+        if name.is_empty() || before.is_some_and(|before| before >= name) {
+            let what =
+                format!("attribute names must be sorted, unique and not empty; {name:?} follows {before:?}");
+            return Err(Error::new(ErrorKind::Invalid, Origin::Archive, what));
+        }
+        if name.len() > ATTRIBUTE_NAME_BYTES_MAX {
+            return Err(too_large("an attribute's name", name.len(), ATTRIBUTE_NAME_BYTES_MAX, "bytes"));
+        }
+        before = Some(name);
+        count += 1;
+        bytes = bytes.saturating_add(match value {
+            ValueRef::Bytes(bytes) => bytes.len(),
+            ValueRef::Text(text) => text.len(),
+            _ => 0,
+        });
+    }
+    if count > limits.attributes_max {
+        return Err(too_large("the session", count, limits.attributes_max, "attributes"));
+    }
+    if bytes > limits.archive_bytes_max {
+        return Err(too_large("the session's archive", bytes, limits.archive_bytes_max, "bytes"));
+    }
+    Ok(count)
+}
+
+fn too_large(what: &str, size: usize, limit: usize, unit: &str) -> Error {
+    let text = format!("{what} has {size} {unit}; the limit is {limit}");
+    Error::new(ErrorKind::TooLarge, Origin::Archive, text)
+}
+
+/// An iterator whose length was counted before; rkyv wants to know it.
+#[derive(Clone)]
+struct Counted<I> {
+    inner: I,
+    left: usize,
+}
+
+impl<'a, I: Iterator<Item = (&'a str, ValueRef<'a>)>> Iterator for Counted<I> {
+    type Item = AttributeSource<'a>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // `left` bounds the count even if a clone of the iterator should not repeat itself.
+        self.left = self.left.checked_sub(1)?;
+        self.inner.next().map(AttributeSource::from)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl<'a, I: Iterator<Item = (&'a str, ValueRef<'a>)>> ExactSizeIterator for Counted<I> {}

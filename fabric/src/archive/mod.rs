@@ -4,10 +4,14 @@
 //! archived bytes: no copy, no decoding, no allocation.
 
 mod build;
+mod format;
 mod read;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use build::{Builder, Changes, Head};
-pub use read::{ArchiveLimits, ArchivedSession, OwnedArchive, restamp, trusted, validate};
+pub use format::{ArchivedSession, SessionArchive};
+pub use read::{ArchiveLimits, OwnedArchive, restamp, trusted, validate};
 pub use rkyv::util::AlignedVec;
 pub use value::{Value, ValueRef};

@@ -1,10 +1,15 @@
 //! Reading archives: validation of hostile bytes, and access without copy to bytes that were validated when they entered.
 
+use super::format::ArchivedSession;
+
 use super::value::ValueRef;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{SessionId, Version};
 use crate::limits;
+use rkyv::rancor;
+use rkyv::rend::{u32_le, u64_le};
 use rkyv::util::AlignedVec;
+use std::mem::{align_of, offset_of, size_of};
 
 /// Bounds that an archive must keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,47 +26,55 @@ impl Default for ArchiveLimits {
     }
 }
 
-/// A session's archive where it lies.
-pub struct ArchivedSession {
-    _private: (),
-}
+/// Blocks begin at multiples of 256 bytes, so an archive at a block's start is aligned.
+const _: () = assert!(limits::BLOCK_UNIT_BYTES.is_multiple_of(align_of::<ArchivedSession>()));
 
 impl ArchivedSession {
     /// The session.
     pub fn id(&self) -> SessionId {
-        unimplemented!()
+        SessionId(self.id)
     }
+
     /// The version that this archive is.
     pub fn version(&self) -> Version {
-        unimplemented!()
+        Version { epoch: self.epoch.to_native(), counter: self.counter.to_native() }
     }
+
     /// When the session was created, Unix ms.
     pub fn created_ms(&self) -> u64 {
-        unimplemented!()
+        self.created_ms.to_native()
     }
+
     /// Idle lifetime, ms.
     pub fn idle_ms(&self) -> u64 {
-        unimplemented!()
+        self.idle_ms.to_native()
     }
+
     /// Absolute lifetime, ms from creation.
     pub fn absolute_ms(&self) -> u64 {
-        unimplemented!()
+        self.absolute_ms.to_native()
     }
+
     /// The user it belongs to.
     pub fn owner(&self) -> Option<&str> {
-        unimplemented!()
+        self.owner.as_ref().map(|owner| owner.as_str())
     }
+
     /// Number of attributes.
     pub fn attribute_count(&self) -> usize {
-        unimplemented!()
+        self.attributes.len()
     }
+
     /// An attribute, by binary search.
-    pub fn get(&self, _name: &str) -> Option<ValueRef<'_>> {
-        unimplemented!()
+    pub fn get(&self, name: &str) -> Option<ValueRef<'_>> {
+        let attributes = self.attributes.as_slice();
+        let at = attributes.binary_search_by(|attribute| attribute.name.as_str().cmp(name)).ok()?;
+        Some(attributes[at].value())
     }
+
     /// The attributes, sorted by name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, ValueRef<'_>)> + Clone {
-        std::iter::empty()
+        self.attributes.as_slice().iter().map(super::format::ArchivedAttribute::pair)
     }
 }
 
@@ -70,8 +83,15 @@ impl ArchivedSession {
 /// # Errors
 /// `TooLarge` over the limit; `Corrupt`, saying what, for anything that is not a whole archive: misaligned (8 bytes are
 /// needed; see [`OwnedArchive`]), bad pointers, text that is not UTF-8, names out of order, repeated or over the limit.
-pub fn validate<'a>(_bytes: &'a [u8], _limits: &ArchiveLimits) -> Result<&'a ArchivedSession> {
-    unimplemented!()
+pub fn validate<'a>(bytes: &'a [u8], limits: &ArchiveLimits) -> Result<&'a ArchivedSession> {
+    if bytes.len() > limits.archive_bytes_max {
+        let what = format!("an archive has {} bytes; the limit is {}", bytes.len(), limits.archive_bytes_max);
+        return Err(Error::new(ErrorKind::TooLarge, Origin::Archive, what));
+    }
+    let session = rkyv::access::<ArchivedSession, rancor::Error>(bytes)
+        .map_err(|error| corrupt(format!("{} bytes are no archive", bytes.len())).with_source(error))?;
+    check(session, limits)?;
+    Ok(session)
 }
 
 /// Reads an archive that was validated when it entered this process's trusted memory (invariant 7), without a check.
@@ -79,16 +99,31 @@ pub fn validate<'a>(_bytes: &'a [u8], _limits: &ArchiveLimits) -> Result<&'a Arc
 /// # Safety
 /// `bytes` must be exactly a whole archive that [`Builder::build`](super::Builder::build) made or [`validate`] accepted,
 /// 8-byte aligned, and must not change while the reference lives.
-pub unsafe fn trusted(_bytes: &[u8]) -> &ArchivedSession {
-    unimplemented!()
+pub unsafe fn trusted(bytes: &[u8]) -> &ArchivedSession {
+    debug_assert!(bytes.len() >= size_of::<ArchivedSession>());
+    debug_assert!(bytes.as_ptr().addr().is_multiple_of(align_of::<ArchivedSession>()));
+    // SAFETY: `access_unchecked` needs bytes that hold a valid archived session at the default root position: the caller
+    // promises that they are what `Builder::build` made or `validate` accepted, aligned, and unchanged for the lifetime.
+    unsafe { rkyv::access_unchecked::<ArchivedSession>(bytes) }
 }
 
 /// Gives a whole, validated archive another version, in place: an adopter's (R12).
 ///
 /// # Errors
 /// `Corrupt` if the bytes are shorter than any archive.
-pub fn restamp(_archive: &mut [u8], _version: Version) -> Result<()> {
-    unimplemented!()
+pub fn restamp(archive: &mut [u8], version: Version) -> Result<()> {
+    let root = archive
+        .len()
+        .checked_sub(size_of::<ArchivedSession>())
+        .ok_or_else(|| corrupt(format!("{} bytes are no archive", archive.len())))?;
+    let mut put = |field: usize, value: &[u8]| {
+        archive[root + field..][..value.len()].copy_from_slice(value);
+    };
+    // The fields are plain little-endian numbers: any value is valid there.
+    const _: () = assert!(size_of::<u32_le>() == 4 && size_of::<u64_le>() == 8);
+    put(offset_of!(ArchivedSession, epoch), &version.epoch.to_le_bytes());
+    put(offset_of!(ArchivedSession, counter), &version.counter.to_le_bytes());
+    Ok(())
 }
 
 /// An aligned, private, validated archive.
@@ -101,22 +136,72 @@ impl OwnedArchive {
     ///
     /// # Errors
     /// As [`validate`].
-    pub fn copy_of(_bytes: &[u8], _limits: &ArchiveLimits) -> Result<Self> {
-        unimplemented!()
+    pub fn copy_of(bytes: &[u8], limits: &ArchiveLimits) -> Result<Self> {
+        if bytes.len() > limits.archive_bytes_max {
+            // Refuses before it copies; the error is validate's.
+            validate(bytes, limits)?;
+        }
+        let mut copy = AlignedVec::with_capacity(bytes.len());
+        copy.extend_from_slice(bytes);
+        validate(&copy, limits)?;
+        Ok(Self { bytes: copy })
     }
 
     /// Gives it another version, in place: an adopter's (R12).
-    pub fn restamp(&mut self, _version: Version) {
-        unimplemented!()
+    pub fn restamp(&mut self, version: Version) {
+        // Validated bytes are never shorter than an archive.
+        let _ = restamp(&mut self.bytes, version);
     }
 
     /// Reads it.
     pub fn session(&self) -> &ArchivedSession {
-        unimplemented!()
+        // SAFETY: `bytes` is private, was accepted by `validate` in `copy_of`, is 16-byte aligned, and is changed only by
+        // `restamp` through `&mut self`, which writes two plain numbers.
+        unsafe { trusted(&self.bytes) }
     }
 
     /// Its bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+}
+
+/// What rkyv's own validation does not know: names, their order, and our bounds.
+fn check(session: &ArchivedSession, limits: &ArchiveLimits) -> Result<()> {
+    let owner_bytes = session.owner().map_or(0, str::len);
+    if owner_bytes > limits::OWNER_BYTES_MAX {
+        return Err(corrupt(format!(
+            "an archive's owner has {owner_bytes} bytes; the limit is {}",
+            limits::OWNER_BYTES_MAX
+        )));
+    }
+    if session.attribute_count() > limits.attributes_max {
+        return Err(corrupt(format!(
+            "an archive has {} attributes; the limit is {}",
+            session.attribute_count(),
+            limits.attributes_max
+        )));
+    }
+    let mut before = "";
+    for (at, (name, _)) in session.iter().enumerate() {
+        if name.len() > limits::ATTRIBUTE_NAME_BYTES_MAX {
+            return Err(corrupt(format!(
+                "the name of an archive's attribute {at} has {} bytes; the limit is {}",
+                name.len(),
+                limits::ATTRIBUTE_NAME_BYTES_MAX
+            )));
+        }
+        // The first comparison also refuses the empty name.
+        if name <= before {
+            return Err(corrupt(format!(
+                "the name of an archive's attribute {at} is empty, repeated or out of order"
+            )));
+        }
+        before = name;
+    }
+    Ok(())
+}
+
+fn corrupt(what: String) -> Error {
+    Error::new(ErrorKind::Corrupt, Origin::Archive, what)
 }

@@ -8,6 +8,8 @@ mod index;
 mod layout;
 mod memory;
 mod scan;
+#[cfg(test)]
+pub(crate) mod testing;
 
 pub use cell::{ArchiveChecksum, CELL_BYTES, Cell, CellFault, CellState};
 pub use index::{LeaseIndex, SealedIndex, SessionCopy};
