@@ -403,3 +403,6 @@ impl Steward {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
