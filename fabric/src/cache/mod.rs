@@ -118,6 +118,9 @@ pub struct EntryInit {
     pub created_ms: u64,
     /// Absolute end, Unix ms.
     pub absolute_ms: u64,
+    /// It comes from a sealed lease: this node has a claim on it (R1), and its slots are kept while sealed copies may
+    /// exist (R10).
+    pub adopted: bool,
 }
 
 /// State of an entry.
@@ -206,6 +209,8 @@ pub struct EntryInfo {
     pub created_ms: u64,
     /// Absolute end, Unix ms.
     pub absolute_ms: u64,
+    /// As at its insertion.
+    pub adopted: bool,
     /// Whether somebody has its lock.
     pub locked: bool,
     /// Its places.
@@ -389,6 +394,11 @@ pub struct Quarantined {
     pub server: Incarnation,
     /// The slot.
     pub slot: SlotIndex,
+    /// The sequence for a cell that supersedes whatever the writer may have left there. The steward writes "moved" with it
+    /// before it releases the slot: an old live cell of a session that is destroyed later must not revive it (R9).
+    pub sequence: Sequence,
+    /// The session that the writer pushed.
+    pub id: SessionId,
     /// The writer.
     pub process: ProcessId,
     /// The writer's pid.
