@@ -1,1 +1,12 @@
-//! The session server.
+//! Whole clusters of real processes on this host: start, watch, kill, drive with real HTTP clients, and stop
+//! without a trace.
+//!
+//! Used by the end-to-end tests, by `cargo x run` and `cargo x demo`, and by the side-by-side benchmark.
+//! Nothing in here knows how the product works inside: it goes by the configuration file, the processes, HTTP
+//! and the admin API.
+
+pub mod admin;
+pub mod client;
+pub mod cluster;
+pub mod load;
+pub mod product;

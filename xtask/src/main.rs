@@ -1,1 +1,54 @@
-fn main() {}
+//! `cargo x`: the one entry for building, running, showing, testing and checking Selvage. CI calls nothing
+//! else.
+
+mod ci;
+mod demo;
+mod run;
+mod setup;
+mod test;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Builds, runs, shows, tests and checks Selvage.
+#[derive(Parser)]
+#[command(name = "cargo x", bin_name = "cargo x")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what this host lacks (as root, with apt-get), or say what is missing
+    Setup,
+    /// Start a cluster on this host in the foreground; Ctrl-C stops it and leaves nothing
+    Run(run::Arguments),
+    /// Kill web nodes and session servers under load, and count what was lost
+    Demo(demo::Arguments),
+    /// Run all tests
+    Test(test::Arguments),
+    /// Run everything that a change must pass
+    Ci,
+    /// Check the rules on structure that no compiler knows
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Setup => setup::ensure(setup::EVERYTHING),
+        Command::Run(arguments) => run::main(&arguments),
+        Command::Demo(arguments) => demo::main(&arguments),
+        Command::Test(arguments) => test::main(&arguments),
+        Command::Ci => ci::main(),
+        Command::Tidy => tidy::main(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

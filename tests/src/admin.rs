@@ -1,0 +1,184 @@
+//! The director's admin API, seen from outside.
+
+use crate::client::{Answer, Connection};
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use http::Method;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// `GET /admin/view`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AdminView {
+    /// Number of the view, as `term.number`.
+    pub epoch: String,
+    /// Every configured node.
+    pub nodes: Vec<AdminNode>,
+    /// Every configured server.
+    pub servers: Vec<AdminServer>,
+    /// Sessions by number of safe copies, over all live nodes.
+    pub protection: BTreeMap<u32, u64>,
+}
+
+/// A node there.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AdminNode {
+    /// Its name.
+    pub name: String,
+    /// Tag of its incarnation, as in cookies; null without one.
+    pub tag: Option<String>,
+    /// `up`, `draining`, `drained` or `down`.
+    pub state: String,
+    /// Sessions in its cache.
+    pub sessions: u64,
+    /// Its processes.
+    pub pids: Vec<u32>,
+}
+
+/// A server there.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AdminServer {
+    /// Its name.
+    pub name: String,
+    /// `up` or `down`.
+    pub state: String,
+    /// Copies that it holds.
+    pub sessions: u64,
+    /// Memory of its leases.
+    pub bytes: u64,
+    /// Its process.
+    pub pid: Option<u32>,
+}
+
+/// A client of the admin API.
+#[derive(Debug)]
+pub struct Admin {
+    connection: Connection,
+}
+
+impl Admin {
+    /// A client; it connects when it is used.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { connection: Connection::to(address) }
+    }
+
+    /// The view now.
+    ///
+    /// # Errors
+    /// The director cannot be asked or answers something else.
+    pub async fn view(&mut self) -> Result<AdminView> {
+        let answer = self.connection.send(Method::GET, "/admin/view", None, Bytes::new()).await?;
+        ensure!(answer.status.is_success(), "GET /admin/view: {}: {}", answer.status, answer.text());
+        serde_json::from_slice(&answer.body)
+            .with_context(|| format!("GET /admin/view has another form: {}", answer.text()))
+    }
+
+    /// Waits until the view is as wished; returns it.
+    ///
+    /// # Errors
+    /// It is not within `wait`: names the wish and shows the last view.
+    pub async fn until(
+        &mut self,
+        wish: &str,
+        wait: Duration,
+        good: impl Fn(&AdminView) -> bool,
+    ) -> Result<AdminView> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let view = self.view().await;
+            match view {
+                Ok(view) if good(&view) => return Ok(view),
+                Ok(view) if Instant::now() > deadline => {
+                    bail!("not within {wait:?}: {wish}; the view: {view:?}")
+                }
+                Err(error) if Instant::now() > deadline => {
+                    return Err(error).with_context(|| format!("not within {wait:?}: {wish}"));
+                }
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+
+    /// Any request.
+    ///
+    /// # Errors
+    /// The director cannot be asked.
+    pub async fn send(&mut self, method: Method, path: &str) -> Result<Answer> {
+        self.connection.send(method, path, None, Bytes::new()).await
+    }
+
+    /// Drains a node; returns when the director has accepted it.
+    ///
+    /// # Errors
+    /// It has not.
+    pub async fn drain(&mut self, node: &str) -> Result<()> {
+        self.post(&format!("/admin/nodes/{node}/drain")).await
+    }
+
+    /// Takes a drained node back.
+    ///
+    /// # Errors
+    /// It is not accepted.
+    pub async fn undrain(&mut self, node: &str) -> Result<()> {
+        self.post(&format!("/admin/nodes/{node}/undrain")).await
+    }
+
+    async fn post(&mut self, path: &str) -> Result<()> {
+        let answer = self.send(Method::POST, path).await?;
+        ensure!(answer.status.is_success(), "POST {path}: {}: {}", answer.status, answer.text());
+        Ok(())
+    }
+
+    /// The value of a metric without labels or with exactly these (`name` or `name{label="x"}`); 0 if it is
+    /// not there.
+    ///
+    /// # Errors
+    /// The director cannot be asked.
+    pub async fn metric(&mut self, name: &str) -> Result<f64> {
+        let answer = self.send(Method::GET, "/metrics").await?;
+        let text = answer.text();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        Ok(value.unwrap_or(0.0))
+    }
+}
+
+impl AdminView {
+    /// The node with this name.
+    pub fn node(&self, name: &str) -> Option<&AdminNode> {
+        self.nodes.iter().find(|node| node.name == name)
+    }
+
+    /// The server with this name.
+    pub fn server(&self, name: &str) -> Option<&AdminServer> {
+        self.servers.iter().find(|server| server.name == name)
+    }
+
+    /// Whether this node is in that state.
+    pub fn node_is(&self, name: &str, state: &str) -> bool {
+        self.node(name).is_some_and(|node| node.state == state)
+    }
+
+    /// Whether this server is in that state.
+    pub fn server_is(&self, name: &str, state: &str) -> bool {
+        self.server(name).is_some_and(|server| server.state == state)
+    }
+
+    /// Whether every configured node and server is up.
+    pub fn all_up(&self) -> bool {
+        self.nodes.iter().all(|node| node.state == "up")
+            && self.servers.iter().all(|server| server.state == "up")
+    }
+
+    /// Sessions on all live nodes.
+    pub fn sessions(&self) -> u64 {
+        self.protection.values().sum()
+    }
+
+    /// Whether at least `sessions` sessions are hosted and each has `copies` copies.
+    pub fn protects(&self, sessions: u64, copies: u32) -> bool {
+        self.sessions() >= sessions
+            && self.protection.iter().all(|(have, count)| *have >= copies || *count == 0)
+    }
+}

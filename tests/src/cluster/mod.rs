@@ -1,0 +1,568 @@
+//! A cluster on this host: session servers, director, and one nginx per web node, each a real process.
+//!
+//! Invariants: everything on disk is in the run folder; every process is recorded there before it does
+//! anything; a `Cluster` that is dropped has killed its processes and removed its folder and its shared
+//! memory.
+
+mod files;
+mod folder;
+mod ports;
+mod process;
+
+pub use folder::{Folder, segments};
+pub use ports::{Port, is_free};
+pub use process::{Kill, Process, pids_of_group, pids_working_in};
+
+use crate::admin::Admin;
+use crate::client::{Browser, Connection};
+use crate::product::{Product, find_program};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::process::Signal;
+use selvage_fabric::config::Config;
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// A cluster that is not up after this time does not come up.
+const UP_WAIT: Duration = Duration::from_secs(20);
+/// A member that was asked to end is killed after this time.
+const STOP_WAIT: Duration = Duration::from_secs(5);
+/// Lines of a member's log that are shown when it dies.
+const LOG_TAIL_LINES: usize = 8;
+/// The director's name as a member.
+pub const DIRECTOR: &str = "director";
+
+/// What cluster to start.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Name of the cluster.
+    pub name: String,
+    /// Web nodes; they are called n1, n2, …
+    pub nodes: u32,
+    /// Session servers; they are called s1, s2, …
+    pub servers: u32,
+    /// Copies of each session.
+    pub copies: u32,
+    /// Processes of each web node.
+    pub workers: u32,
+    /// The director's port; a free one if not given.
+    pub port: Option<u16>,
+    /// The admin API's port; a free one if not given.
+    pub admin_port: Option<u16>,
+    /// Weights of the servers; 1 for those not named.
+    pub weights: Vec<u32>,
+    /// More lines for `[director]`.
+    pub director: String,
+    /// More tables of the configuration.
+    pub tables: String,
+    /// The run folder; one of its own below the temporary folder if not given.
+    pub folder: Option<PathBuf>,
+    /// Members that are configured, but started only later by [`Cluster::start_member`].
+    pub later: Vec<String>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            name: "selvage".into(),
+            nodes: 3,
+            servers: 2,
+            copies: 2,
+            workers: 2,
+            port: None,
+            admin_port: None,
+            weights: Vec::new(),
+            director: String::new(),
+            // Every segment is allocated whole at its start, so a cluster on one host takes no more than it
+            // needs.
+            tables: "[memory]\nsessions_max = 16384\ncache_bytes = 33554432\nlease_bytes = 33554432\n".into(),
+            folder: None,
+            later: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// Names of the web nodes.
+    pub fn node_names(&self) -> impl Iterator<Item = String> + use<> {
+        (1..=self.nodes).map(|number| format!("n{number}"))
+    }
+
+    /// Names of the session servers.
+    pub fn server_names(&self) -> impl Iterator<Item = String> + use<> {
+        (1..=self.servers).map(|number| format!("s{number}"))
+    }
+}
+
+/// The ports of a cluster.
+#[derive(Debug)]
+pub struct Place {
+    director: Port,
+    admin: Port,
+    nodes: Vec<Port>,
+}
+
+/// The user of the web servers' processes when the launcher is root.
+#[derive(Debug, Clone)]
+pub struct WebUser {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub uid: u32,
+    /// Its group.
+    pub group: String,
+    /// Its group's id.
+    pub gid: u32,
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    options: Options,
+    product: Product,
+    nginx: PathBuf,
+    place: Place,
+    user: Option<WebUser>,
+    config: Config,
+    folder: Option<Folder>,
+    processes: BTreeMap<String, Process>,
+}
+
+/// What was left when all processes had ended by themselves; empty if they cleaned up well.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// Members that had to be killed.
+    pub killed: Vec<String>,
+    /// Shared-memory segments.
+    pub segments: Vec<PathBuf>,
+}
+
+/// What could be left of a cluster, to be looked for after its end.
+#[derive(Debug, Clone)]
+pub struct Traces {
+    folder: PathBuf,
+    prefix: String,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until the director's view shows every member up.
+    ///
+    /// # Errors
+    /// In one line what is wrong: a port that is taken, a missing program, a member that died, with the end
+    /// of its log.
+    pub async fn start(product: Product, options: Options) -> Result<Self> {
+        let mut cluster = Self::prepare(product, options)?;
+        cluster.start_all().await?;
+        Ok(cluster)
+    }
+
+    /// Takes the run folder and the ports and writes the configuration; starts nothing.
+    ///
+    /// # Errors
+    /// See [`Self::start`].
+    pub fn prepare(product: Product, options: Options) -> Result<Self> {
+        let nginx = find_program("nginx").ok_or_else(|| anyhow!("nginx is missing: run `cargo x setup`"))?;
+        let user = if rustix::process::geteuid().is_root() { Some(web_user()?) } else { None };
+        // Workers whose master is killed become ours, so that none of them stays as a zombie.
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+        // The folder first: if it is a crashed run's, its processes hold the ports.
+        let folder = Folder::take(&folder_path(&options)?)?;
+        let place = Place {
+            director: port(options.port, "--port")?,
+            admin: port(options.admin_port, "--admin-port")?,
+            nodes: (0..options.nodes).map(|_| Port::free()).collect::<Result<_>>()?,
+        };
+        let text = files::config(&options, &place, folder.path(), user.as_ref())?;
+        files::write_secret(&folder.config(), &text, user.as_ref())?;
+        let config = Config::load(&folder.config())?;
+        if let Some(user) = &user {
+            folder.share_with(user.gid)?;
+        }
+        Ok(Self {
+            options,
+            product,
+            nginx,
+            place,
+            user,
+            config,
+            folder: Some(folder),
+            processes: BTreeMap::new(),
+        })
+    }
+
+    /// Starts every member that is not left for later, and waits until the view shows them up.
+    ///
+    /// # Errors
+    /// See [`Self::start`].
+    pub async fn start_all(&mut self) -> Result<()> {
+        let names = self.member_names();
+        let now: Vec<&String> = names.iter().filter(|name| !self.options.later.contains(name)).collect();
+        for name in &now {
+            self.start_member(name)?;
+            // The director makes the nodes' folders and its socket before a node looks for them.
+            if *name == DIRECTOR {
+                self.wait_for_director().await?;
+            }
+        }
+        self.wait_up().await
+    }
+
+    /// Names of all members, in the order of their start.
+    pub fn member_names(&self) -> Vec<String> {
+        let director = std::iter::once(DIRECTOR.to_owned());
+        self.options.server_names().chain(director).chain(self.options.node_names()).collect()
+    }
+
+    /// Starts one member, at first or after its end.
+    ///
+    /// # Errors
+    /// It runs, is unknown, or cannot be started.
+    pub fn start_member(&mut self, name: &str) -> Result<()> {
+        ensure!(!self.processes.contains_key(name), "{name} runs already");
+        let mut command = self.command(name)?;
+        let process = Process::start(self.folder()?, name, &mut command)?;
+        self.processes.insert(name.to_owned(), process);
+        Ok(())
+    }
+
+    /// The command that starts a member.
+    ///
+    /// # Errors
+    /// It is unknown, or its files cannot be written.
+    pub fn command(&self, name: &str) -> Result<Command> {
+        let config = self.folder()?.config();
+        if name == DIRECTOR {
+            let mut command = Command::new(self.product.director());
+            command.arg("--config").arg(config);
+            return Ok(command);
+        }
+        if self.config.server(name).is_some() {
+            let mut command = Command::new(self.product.server());
+            command.arg("--config").arg(config).args(["--name", name]);
+            return Ok(command);
+        }
+        let at = self.options.node_names().position(|node| node == name);
+        let at = at.with_context(|| format!("the cluster has no member {name}"))?;
+        let nginx = files::Nginx {
+            name,
+            address: self.place.nodes[at].address,
+            workers: self.options.workers,
+            module: self.product.nginx_module(),
+            config,
+            run_dir: self.folder()?.path(),
+            user: self.user.as_ref(),
+        };
+        nginx.write()?;
+        let mut command = Command::new(&self.nginx);
+        command.args(["-e", "stderr", "-p"]).arg(nginx.dir()).arg("-c").arg(nginx.dir().join("nginx.conf"));
+        Ok(command)
+    }
+
+    /// Kills a member with SIGKILL, all its processes at once, and waits until they are gone.
+    ///
+    /// # Errors
+    /// It does not run or cannot be killed.
+    pub fn kill(&mut self, name: &str) -> Result<Kill> {
+        self.processes.remove(name).with_context(|| format!("{name} does not run"))?.kill()
+    }
+
+    /// Kills several members at the same time.
+    ///
+    /// # Errors
+    /// One does not run or cannot be killed.
+    pub fn kill_together(&mut self, names: &[&str]) -> Result<Kill> {
+        let sent = Instant::now();
+        for name in names {
+            self.process(name)?.signal(Signal::KILL);
+        }
+        for name in names {
+            self.kill(name)?;
+        }
+        Ok(Kill { sent, gone: Instant::now() })
+    }
+
+    /// Ends a member as an operator would, and waits. Returns whether it ended by itself in time.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn stop_member(&mut self, name: &str) -> Result<bool> {
+        let process = self.processes.remove(name).with_context(|| format!("{name} does not run"))?;
+        process.stop(self.polite_signal(name), STOP_WAIT)
+    }
+
+    /// Sends a signal to every process of a member.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+        self.process(name)?.signal(signal);
+        Ok(())
+    }
+
+    /// A member's process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn process(&self, name: &str) -> Result<&Process> {
+        self.processes.get(name).with_context(|| format!("{name} does not run"))
+    }
+
+    /// The members that run, by name.
+    pub fn processes(&self) -> impl Iterator<Item = &Process> {
+        self.processes.values()
+    }
+
+    /// Members that have ended without being asked, and how; they count as not running from now on.
+    pub fn deaths(&mut self) -> Vec<(String, std::process::ExitStatus)> {
+        let ended: Vec<_> = self
+            .processes
+            .iter_mut()
+            .filter_map(|(name, process)| Some((name.clone(), process.ended()?)))
+            .collect();
+        for (name, _) in &ended {
+            // What is left of it cannot work without its first process: nginx workers without a master, for
+            // example.
+            if let Some(process) = self.processes.remove(name) {
+                let _ = process.kill();
+            }
+        }
+        ended
+    }
+
+    /// Waits until the view shows every running member up.
+    ///
+    /// # Errors
+    /// A member died, or it takes too long.
+    pub async fn wait_up(&mut self) -> Result<()> {
+        let mut admin = self.admin();
+        let deadline = Instant::now() + UP_WAIT;
+        let wanted: Vec<String> = self.processes.keys().filter(|name| *name != DIRECTOR).cloned().collect();
+        loop {
+            self.no_deaths()?;
+            if let Ok(view) = admin.view().await
+                && wanted.iter().all(|name| view.node_is(name, "up") || view.server_is(name, "up"))
+            {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                let view = admin.view().await;
+                bail!("the cluster is not up within {UP_WAIT:?}; the view: {view:?}; {}", self.all_tails());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Fails with the end of its log if a member has died.
+    fn no_deaths(&mut self) -> Result<()> {
+        let logs: BTreeMap<_, _> = self.processes.values().map(|p| (p.name.clone(), p.log.clone())).collect();
+        match self.deaths().first() {
+            Some((name, status)) => bail!("{name} ended ({status}); {}", tail(name, &logs[name])),
+            None => Ok(()),
+        }
+    }
+
+    async fn wait_for_director(&mut self) -> Result<()> {
+        let deadline = Instant::now() + UP_WAIT;
+        let mut admin = self.admin();
+        while admin.view().await.is_err() {
+            self.no_deaths()?;
+            ensure!(Instant::now() < deadline, "the director does not answer; {}", self.all_tails());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    fn all_tails(&self) -> String {
+        self.processes.values().map(|process| tail(&process.name, &process.log)).collect()
+    }
+
+    /// Ends all members in the order in which they disturb each other least, bounded, removes everything, and
+    /// tells what the members themselves had left.
+    ///
+    /// # Errors
+    /// Something cannot be killed or removed.
+    pub fn stop(mut self) -> Result<Remains> {
+        let mut remains = Remains::default();
+        let mut names = self.member_names();
+        // The director first, so that it declares nobody dead; then the nodes; then the servers.
+        names.sort_by_key(|name| (name != DIRECTOR, self.config.server(name).is_some()));
+        for name in names {
+            let Some(process) = self.processes.remove(&name) else { continue };
+            process.signal(Signal::CONT);
+            if !process.stop(self.polite_signal(&name), STOP_WAIT)? {
+                remains.killed.push(name);
+            }
+        }
+        if let Some(folder) = self.folder.take() {
+            remains.segments = folder.segments();
+            folder.remove()?;
+        }
+        Ok(remains)
+    }
+
+    /// What to look for when the cluster has ended.
+    pub fn traces(&self) -> Traces {
+        let folder = self.folder.as_ref().map(|folder| folder.path().to_owned()).unwrap_or_default();
+        Traces { folder, prefix: self.config.segment_prefix() }
+    }
+
+    fn polite_signal(&self, name: &str) -> Signal {
+        // nginx finishes its requests at SIGQUIT only.
+        if self.config.node(name).is_some() { Signal::QUIT } else { Signal::TERM }
+    }
+
+    /// Where browsers connect.
+    pub fn address(&self) -> SocketAddr {
+        self.place.director.address
+    }
+
+    /// Where the admin API is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.place.admin.address
+    }
+
+    /// Where a web node listens, behind the director's back.
+    pub fn node_address(&self, name: &str) -> Option<SocketAddr> {
+        self.config.node(name).map(|node| node.address)
+    }
+
+    /// A client of the admin API.
+    pub fn admin(&self) -> Admin {
+        Admin::at(self.admin_address())
+    }
+
+    /// A browser without a cookie.
+    pub fn browser(&self) -> Browser {
+        Browser::new(self.address())
+    }
+
+    /// A bare connection to the director.
+    pub fn connection(&self) -> Connection {
+        Connection::to(self.address())
+    }
+
+    /// The configuration in force.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The options it was started with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The product that runs.
+    pub fn product(&self) -> &Product {
+        &self.product
+    }
+
+    /// The user of the web nodes, if the launcher is root.
+    pub fn web_user(&self) -> Option<&WebUser> {
+        self.user.as_ref()
+    }
+
+    /// The run folder.
+    ///
+    /// # Errors
+    /// The cluster is stopped.
+    pub fn folder(&self) -> Result<&Folder> {
+        self.folder.as_ref().context("the cluster is stopped")
+    }
+
+    /// A member's whole log.
+    pub fn log(&self, name: &str) -> String {
+        self.folder()
+            .map(|folder| fs::read_to_string(folder.log(name)).unwrap_or_default())
+            .unwrap_or_default()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() && !self.processes.is_empty() {
+            eprintln!("the cluster at the time of the failure: {}", self.all_tails());
+        }
+        for (_, process) in std::mem::take(&mut self.processes) {
+            let _ = process.kill();
+        }
+        if let Some(folder) = self.folder.take() {
+            let _ = folder.remove();
+        }
+    }
+}
+
+impl Traces {
+    /// What is left of the cluster, as text for a message; empty if nothing.
+    pub fn left(&self) -> Vec<String> {
+        let mut left: Vec<String> =
+            pids_working_in(&self.folder).into_iter().map(|pid| format!("process {pid}")).collect();
+        left.extend(segments(&self.prefix).iter().map(|segment| segment.display().to_string()));
+        if self.folder.exists() {
+            left.push(self.folder.display().to_string());
+        }
+        left
+    }
+}
+
+/// The last lines of a log, in one.
+fn tail(name: &str, log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+    format!("the log of {name} ends:\n  {}\n", last.join("\n  "))
+}
+
+fn port(wanted: Option<u16>, option: &str) -> Result<Port> {
+    let Some(number) = wanted else { return Port::free() };
+    match Port::reserve(number) {
+        Some(port) if is_free(port.address) => Ok(port),
+        _ => bail!(
+            "port {number} is taken: choose another with {option}, or end the program that listens there"
+        ),
+    }
+}
+
+/// The run folder: given, or by port, so that a run finds what a crashed one on the same port left; unique
+/// without a port.
+fn folder_path(options: &Options) -> Result<PathBuf> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    if let Some(folder) = &options.folder {
+        return Ok(folder.clone());
+    }
+    let parent = std::env::temp_dir().canonicalize().context("the temporary folder")?;
+    let uid = rustix::process::geteuid().as_raw();
+    if let Some(port) = options.port {
+        return Ok(parent.join(format!("selvage-{uid}-{port}")));
+    }
+    let prefix = format!("selvage-{uid}-t");
+    Folder::sweep(&parent, &prefix);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    Ok(parent.join(format!("{prefix}{}-{number}", std::process::id())))
+}
+
+/// The unprivileged user that web servers have on this system.
+fn web_user() -> Result<WebUser> {
+    let passwd = fs::read_to_string("/etc/passwd")?;
+    let groups = fs::read_to_string("/etc/group")?;
+    for wanted in ["www-data", "nginx", "http", "nobody"] {
+        let Some(fields) = entry(&passwd, wanted) else { continue };
+        let (Ok(uid), Ok(gid)) = (fields[2].parse(), fields[3].parse::<u32>()) else { continue };
+        let group = groups.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            (fields.get(2)?.parse() == Ok(gid)).then(|| fields[0].to_owned())
+        });
+        let Some(group) = group else { continue };
+        return Ok(WebUser { name: wanted.into(), uid, group, gid });
+    }
+    bail!(
+        "no user www-data, nginx, http or nobody: nginx must not work as root; start this as an ordinary user"
+    )
+}
+
+fn entry<'a>(passwd: &'a str, name: &str) -> Option<Vec<&'a str>> {
+    passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.len() > 3 && f[0] == name)
+}

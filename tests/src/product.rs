@@ -1,0 +1,130 @@
+//! The product's files: the daemons, `libselvage` and the nginx module; how they are built and where they
+//! are.
+//!
+//! The product is always built by a cargo call of its own and in release: built together with the tests
+//! crate, cargo would unify features and switch `mutants` on in the daemons.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// Names the folder of a product that is built already; set by `cargo x test` for the tests.
+pub const PRODUCT_DIR_VARIABLE: &str = "SELVAGE_BIN_DIR";
+
+/// A built product.
+#[derive(Debug, Clone)]
+pub struct Product {
+    /// Folder of the daemons and of `libselvage.so`.
+    pub dir: PathBuf,
+}
+
+impl Product {
+    /// The product that the environment names, or else one built now (once per process).
+    ///
+    /// # Errors
+    /// A build failed, or a file is missing.
+    pub fn ready() -> Result<Self> {
+        static READY: OnceLock<Result<Product, String>> = OnceLock::new();
+        let ready = READY.get_or_init(|| {
+            let found = match std::env::var_os(PRODUCT_DIR_VARIABLE) {
+                Some(dir) => Self::at(PathBuf::from(dir)),
+                None => Self::build(),
+            };
+            found.map_err(|error| format!("{error:#}"))
+        });
+        ready.clone().map_err(anyhow::Error::msg)
+    }
+
+    /// Builds the product in release, and the nginx module against the installed nginx.
+    ///
+    /// # Errors
+    /// A build failed.
+    pub fn build() -> Result<Self> {
+        let root = workspace_root();
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let packages = ["selvage-session-server", "selvage-director", "selvage-webnode-ffi"];
+        let mut command = Command::new(cargo);
+        command.current_dir(root).args(["build", "--release"]).stdin(Stdio::null());
+        for package in packages {
+            command.args(["--package", package]);
+        }
+        run(&mut command, "building the product")?;
+        let dir = target_dir(root).join("release");
+        let mut module = Command::new(root.join("webnode-ffi/nginx/build.sh"));
+        module.arg(dir.join("nginx")).arg(&dir).stdin(Stdio::null());
+        run(&mut module, "building the nginx module")?;
+        Self::at(dir)
+    }
+
+    /// The product in `dir`.
+    ///
+    /// # Errors
+    /// A file is missing.
+    pub fn at(dir: PathBuf) -> Result<Self> {
+        let dir = dir.canonicalize().with_context(|| format!("no product at {}", dir.display()))?;
+        let product = Self { dir };
+        for file in [
+            product.server(),
+            product.director(),
+            product.operator_tool(),
+            product.library(),
+            product.nginx_module(),
+        ] {
+            ensure!(file.is_file(), "{} is missing: build the product again", file.display());
+        }
+        Ok(product)
+    }
+
+    /// The session server's program.
+    pub fn server(&self) -> PathBuf {
+        self.dir.join("selvage-server")
+    }
+
+    /// The director's program.
+    pub fn director(&self) -> PathBuf {
+        self.dir.join("selvage-director")
+    }
+
+    /// The operator's program.
+    pub fn operator_tool(&self) -> PathBuf {
+        self.dir.join("selvage")
+    }
+
+    /// The shared library.
+    pub fn library(&self) -> PathBuf {
+        self.dir.join("libselvage.so")
+    }
+
+    /// The nginx module.
+    pub fn nginx_module(&self) -> PathBuf {
+        self.dir.join("nginx/ngx_http_selvage_module.so")
+    }
+}
+
+/// The workspace's folder.
+pub fn workspace_root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// The program `name` in `PATH` or where administrators' programs are, which is not in everybody's `PATH`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+fn target_dir(root: &Path) -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from)
+}
+
+fn run(command: &mut Command, what: &str) -> Result<()> {
+    let status =
+        command.status().with_context(|| format!("{what}: cannot start {:?}", command.get_program()))?;
+    if !status.success() {
+        bail!("{what} failed ({status})");
+    }
+    Ok(())
+}

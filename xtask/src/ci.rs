@@ -1,0 +1,43 @@
+//! `cargo x ci`: everything that a change must pass, cheapest first.
+
+use crate::{demo, setup, test, tidy};
+use anyhow::{Context, Result, ensure};
+use selvage_tests::product::workspace_root;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// Runs the command.
+///
+/// # Errors
+/// A stage failed.
+pub fn main() -> Result<()> {
+    setup::ensure_components()?;
+    setup::ensure(setup::EVERYTHING)?;
+    stage("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
+    stage("tidy", tidy::main)?;
+    stage("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]))?;
+    stage("doc", || cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]))?;
+    stage("test", || test::main(&test::Arguments::default()))?;
+    stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;
+    stage("bench", || cargo(&["run", "--release", "--package", "selvage-bench", "--", "--quick"], &[]))
+}
+
+fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    println!("=== {name}");
+    let began = Instant::now();
+    work().with_context(|| format!("{name} failed"))?;
+    println!("=== {name}: good, {} s", began.elapsed().as_secs());
+    Ok(())
+}
+
+fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(workspace_root())
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::null());
+    let status = command.status().context("cannot start cargo")?;
+    ensure!(status.success(), "cargo {} ended with {status}", arguments.join(" "));
+    Ok(())
+}

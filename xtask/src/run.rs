@@ -1,0 +1,146 @@
+//! `cargo x run`: a whole cluster on this host, in the foreground.
+
+use crate::setup;
+use anyhow::Result;
+use selvage_tests::cluster::{Cluster, Options};
+use selvage_tests::product::Product;
+use std::io::Write;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Options of `cargo x run`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Web nodes, each an nginx with two workers
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=32))]
+    nodes: u32,
+    /// Session servers
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=32))]
+    servers: u32,
+    /// Copies of each session
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=2))]
+    copies: u32,
+    /// Port of the director, where browsers connect
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Port of the admin API
+    #[arg(long, default_value_t = 8081)]
+    admin_port: u16,
+}
+
+/// Ctrl-C and SIGTERM.
+pub struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// The cluster cannot be started or stopped.
+pub fn main(arguments: &Arguments) -> Result<()> {
+    setup::ensure(&[setup::RUN])?;
+    let product = Product::build()?;
+    runtime()?.block_on(run(product, arguments))
+}
+
+/// The runtime of commands that talk HTTP.
+///
+/// # Errors
+/// The system refuses.
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+async fn run(product: Product, arguments: &Arguments) -> Result<()> {
+    let mut stop = Stop::new()?;
+    let options = Options {
+        nodes: arguments.nodes,
+        servers: arguments.servers,
+        copies: arguments.copies,
+        port: Some(arguments.port),
+        admin_port: Some(arguments.admin_port),
+        ..Options::default()
+    };
+    let mut cluster = Cluster::prepare(product, options)?;
+    tokio::select! {
+        started = cluster.start_all() => started?,
+        () = stop.asked() => return end(cluster),
+    }
+    describe(&cluster);
+    watch(&mut cluster, &mut stop).await;
+    end(cluster)
+}
+
+/// Says when a process dies, until asked to stop. Nothing is restarted: to see what happens then is what this
+/// is for.
+async fn watch(cluster: &mut Cluster, stop: &mut Stop) {
+    loop {
+        tokio::select! {
+            () = stop.asked() => return,
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+        for (name, status) in cluster.deaths() {
+            say(&format!("{name} has ended ({status}); its log: {}", log(cluster, &name)));
+        }
+    }
+}
+
+fn end(cluster: Cluster) -> Result<()> {
+    say("stopping");
+    for name in cluster.stop()?.killed {
+        say(&format!("{name} did not stop in time and was killed"));
+    }
+    Ok(())
+}
+
+fn describe(cluster: &Cluster) {
+    let (site, admin) = (cluster.address(), cluster.admin_address());
+    let mut text = String::from("\nmember    pid      log\n");
+    for name in cluster.member_names() {
+        let pid = cluster.process(&name).map(|process| process.pid()).unwrap_or_default();
+        text.push_str(&format!("{name:<9} {pid:<8} {}\n", log(cluster, &name)));
+    }
+    let node = cluster.process("n1").map(|process| process.pid()).unwrap_or_default();
+    text.push_str(&format!(
+        "\nSelvage is up: http://{site}/ (your session), http://{admin}/admin/view (the cluster)\n\
+         \n\
+         Try:\n\
+         \x20 curl -c jar -b jar -X POST http://{site}/session/n/incr     # count up in a session\n\
+         \x20 curl -c jar -b jar http://{site}/session                    # see it: host, copies, attributes\n\
+         \x20 curl -s http://{admin}/admin/view                           # nodes, servers, protection\n\
+         \x20 kill -9 -- -{node}   # web node n1 with its workers; then count on: nothing is lost\n\
+         \x20 curl -X POST http://{admin}/admin/nodes/n2/drain            # hand n2's sessions over\n\
+         \n\
+         Ctrl-C stops everything and leaves nothing behind.\n",
+    ));
+    say(&text);
+}
+
+fn log(cluster: &Cluster, name: &str) -> String {
+    cluster.folder().map(|folder| folder.log(name).display().to_string()).unwrap_or_default()
+}
+
+/// Prints at once, also into a pipe, and does not mind when nobody reads.
+fn say(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+impl Stop {
+    /// Begins to listen; from now on the signals do not end this process by themselves.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn new() -> Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Waits for one of the signals.
+    pub async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What the host must have, per command. As root on Debian and its kin the missing is installed; everybody
+//! else is told the one line that installs it.
+
+use anyhow::{Context, Result, bail, ensure};
+use selvage_tests::product::find_program;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// One thing that must be there.
+pub struct Need {
+    /// A program's name, or a file's absolute path.
+    probe: &'static str,
+    /// The Debian package that brings it.
+    package: &'static str,
+    /// What it is for.
+    purpose: &'static str,
+}
+
+const fn need(probe: &'static str, package: &'static str, purpose: &'static str) -> Need {
+    Need { probe, package, purpose }
+}
+
+/// For `cargo x run` and `demo`.
+pub const RUN: &[Need] = &[
+    need("nginx", "nginx-light", "the web server of the web nodes"),
+    need("/usr/share/nginx/src/configure", "nginx-dev", "headers, to build the nginx module"),
+    need("cc", "gcc", "C compiler, to build the nginx module"),
+    need("make", "make", "to build the nginx module"),
+];
+/// For `cargo x test`, beside [`RUN`].
+pub const TEST: &[Need] = &[
+    need("gcc", "gcc", "C compiler, for the header, the example and AddressSanitizer"),
+    need("g++", "g++", "C++ compiler, for the header"),
+    need("valgrind", "valgrind", "to run the C example under it"),
+    need("setpriv", "util-linux", "to run a test as another user"),
+];
+/// For the side-by-side benchmark, beside [`RUN`].
+pub const BENCH: &[Need] = &[need("redis-server", "redis-server", "to measure against")];
+/// For `cargo x setup`.
+pub const EVERYTHING: &[&[Need]] = &[RUN, TEST, BENCH];
+
+/// Makes sure that everything in `needs` is there.
+///
+/// # Errors
+/// It is not, and cannot be installed; the message has the line that installs it.
+pub fn ensure(needs: &[&'static [Need]]) -> Result<()> {
+    let missing = missing(needs);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for need in &missing {
+        eprintln!("missing: {} ({})", need.probe, need.purpose);
+    }
+    let mut packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    packages.sort_unstable();
+    packages.dedup();
+    let line = format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "));
+    if find_program("apt-get").is_none() {
+        bail!(
+            "install what is missing with the tools of your system (Debian's packages: {})",
+            packages.join(" ")
+        );
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("as root, run: {line}");
+    }
+    eprintln!("installing: {line}");
+    install(&packages).with_context(|| format!("could not install what is missing; as root, run: {line}"))?;
+    let still: Vec<&str> = self::missing(needs).iter().map(|need| need.probe).collect();
+    ensure!(still.is_empty(), "installed {}, but still missing: {}", packages.join(" "), still.join(" "));
+    Ok(())
+}
+
+/// Makes sure that the Rust components are there that `cargo x ci` uses.
+///
+/// # Errors
+/// One is not; the message has the line that installs it.
+pub fn ensure_components() -> Result<()> {
+    for component in ["fmt", "clippy"] {
+        let mut command = Command::new("cargo");
+        command.args([component, "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+        let there = command.status().is_ok_and(|status| status.success());
+        ensure!(there, "cargo {component} is missing; run: rustup component add rustfmt clippy");
+    }
+    Ok(())
+}
+
+fn missing(needs: &[&'static [Need]]) -> Vec<&'static Need> {
+    let there = |probe: &str| {
+        if probe.starts_with('/') { Path::new(probe).exists() } else { find_program(probe).is_some() }
+    };
+    needs.iter().flat_map(|needs| needs.iter()).filter(|need| !there(need.probe)).collect()
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let _quiet = NoServices::new()?;
+    apt_get(&["update"])?;
+    let mut arguments = vec!["install", "-y", "--no-install-recommends"];
+    arguments.extend(packages);
+    apt_get(&arguments)
+}
+
+fn apt_get(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new("apt-get");
+    command.args(["-q", "-o", "DPkg::Lock::Timeout=120"]).args(arguments);
+    command.env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    let status = command.status().context("cannot start apt-get")?;
+    ensure!(status.success(), "apt-get {} failed ({status})", arguments[0]);
+    Ok(())
+}
+
+/// While it lives, installed packages do not start their services: nobody asked for a web server on port 80.
+struct NoServices(Option<PathBuf>);
+
+impl NoServices {
+    fn new() -> Result<Self> {
+        let policy = PathBuf::from("/usr/sbin/policy-rc.d");
+        if policy.exists() {
+            return Ok(Self(None));
+        }
+        fs::write(&policy, "#!/bin/sh\nexit 101\n")?;
+        fs::set_permissions(&policy, fs::Permissions::from_mode(0o755))?;
+        Ok(Self(Some(policy)))
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if let Some(policy) = &self.0 {
+            let _ = fs::remove_file(policy);
+        }
+    }
+}
