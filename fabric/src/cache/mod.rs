@@ -289,6 +289,11 @@ impl Hold {
     pub fn stage(&mut self, bytes: u32) -> Result<&mut [u8]> {
         unimplemented!()
     }
+    /// Replaces the facts that were given at the insertion, before the first publish: an adopter takes the entry before it
+    /// claims and fetches, so that nobody else of this node does, and knows them only afterwards.
+    pub fn set_init(&mut self, init: EntryInit) -> Result<()> {
+        unimplemented!()
+    }
     /// Makes the staged block the entry's archive. Anything that is pinned by readers stays until they let go.
     pub fn publish(&mut self, version: Version, expiry_ms: u64) -> Result<()> {
         unimplemented!()
