@@ -1,8 +1,9 @@
 /*
  * Directives and configuration of the selvage module, and the life of a worker process.
  *
- * Each worker attaches for itself, after it has been forked and has dropped its privileges; master, cache manager and
- * cache loader never attach. A worker that cannot attach yet serves: requests that need a session get 503 until it can.
+ * Each worker attaches for itself, after it has been forked and has dropped its privileges; master, cache
+ * manager and cache loader never attach. A worker that cannot attach yet serves: requests that need a
+ * session get 503 until it can.
  */
 #include "ngx_http_selvage.h"
 

@@ -1,8 +1,8 @@
 /*
  * Operations under way: the library's completion descriptor in nginx's event loop, and who waits for what.
  *
- * Every start function ends in exactly one call of `resume`, at once or from the event loop, unless the request ends
- * first. The library calls the operation's address back as user_data.
+ * Every start function ends in exactly one call of `resume`, at once or from the event loop, unless the
+ * request ends first. The library calls the operation's address back as user_data.
  */
 #include "ngx_http_selvage.h"
 

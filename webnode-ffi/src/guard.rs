@@ -1,10 +1,11 @@
 //! What stands between C and the library: NULL checks, a net for panics, and the text of the last error.
 //!
-//! Invariants: every `extern "C"` function's body is one `enter!` or `enter_infallible!` (a test looks for others); no
-//! unwinding reaches C; the last error's text belongs to the thread whose call failed. Callers: every file here.
+//! Invariants: every `extern "C"` function's body is one `enter!` or `enter_infallible!` (a test looks for
+//! others); no unwinding reaches C; the last error's text belongs to the thread whose call failed. Callers:
+//! every file here.
 
 use std::cell::RefCell;
-use std::ffi::{c_char, c_int};
+use std::ffi::c_char;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use selvage_fabric::error::Error;
@@ -52,8 +53,8 @@ pub fn remember(text: &str) {
 
 /// Runs a body; a failure leaves its text, a panic becomes `Internal`.
 pub fn run(body: impl FnOnce() -> Outcome) -> selvage_status {
-    // A body that panics may leave a handle half changed: `Internal` documents that, and no memory is unsafe for it,
-    // because every handle's parts keep their own invariants through their types.
+    // A body that panics may leave a handle half changed: `Internal` documents that, and no memory is
+    // unsafe for it, because every handle's parts keep their own invariants through their types.
     let outcome = catch_unwind(AssertUnwindSafe(body));
     let failure = match outcome {
         Ok(Ok(status)) => return status,
@@ -83,8 +84,9 @@ fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     format!("a bug in the selvage library: {said}")
 }
 
-/// The body of an `extern "C"` function that returns a status: `enter!(required [pointers], nullable [pointers], { .. })`.
-/// Every pointer argument is named in one of the lists; the block is an [`Outcome`] and may use `?`.
+/// The body of an `extern "C"` function that returns a status: `enter!(required [pointers], nullable
+/// [pointers], { .. })`. Every pointer argument is named in one of the lists; the block is an [`Outcome`]
+/// and may use `?`.
 macro_rules! enter {
     (required [$($required:ident),*], nullable [$($nullable:ident),*], $body:block) => {
         $crate::guard::run(|| {
@@ -97,7 +99,8 @@ macro_rules! enter {
     };
 }
 
-/// The body of an `extern "C"` function that cannot fail and takes the named pointers, each of which may be NULL.
+/// The body of an `extern "C"` function that cannot fail and takes the named pointers, each of which may be
+/// NULL.
 macro_rules! enter_infallible {
     ($fallback:expr, [$($nullable:ident),*], $body:block) => {
         $crate::guard::run_infallible($fallback, || {
@@ -109,11 +112,13 @@ macro_rules! enter_infallible {
 
 pub(crate) use {enter, enter_infallible};
 
-/// Copies the text of the calling thread's last failure into `text`, cut to `text_len - 1` bytes and always ended by a
-/// NUL (unless `text_len` is 0). Returns the whole text's length without the NUL, as snprintf does.
+/// Copies the text of the calling thread's last failure into `text`, cut to `text_len - 1` bytes and always
+/// ended by a NUL (unless `text_len` is 0). Returns the whole text's length without the NUL, as snprintf
+/// does.
 ///
 /// Thread rule: any; the text is the calling thread's own. Blocking: never. Ownership: the caller's buffer.
-/// Errors: none; a NULL `text` is a buffer of length 0. Only a failed call (a status of 100 and up) changes the text.
+/// Errors: none; a NULL `text` is a buffer of length 0. Only a failed call (a status of 100 and up) changes
+/// the text.
 ///
 /// # Safety
 /// `text` is NULL or valid for writing `text_len` bytes.
@@ -123,11 +128,13 @@ pub unsafe extern "C" fn selvage_last_error(text: *mut c_char, text_len: usize) 
         LAST.with_borrow(|last| {
             if !text.is_null() && text_len > 0 {
                 let cut = last.len().min(text_len - 1);
-                // SAFETY: `text` is valid for `text_len` bytes by this function's contract, and `cut < text_len`; the
-                // thread's own String cannot overlap a buffer of the caller.
+                // SAFETY: `text` is valid for `text_len` bytes by this function's contract, and `cut <
+                // text_len`; the thread's own String cannot overlap a buffer of the caller.
                 unsafe { std::ptr::copy_nonoverlapping(last.as_ptr(), text.cast::<u8>(), cut) };
                 // SAFETY: `cut < text_len`, so this byte is inside the caller's buffer.
-                unsafe { text.add(cut).write(0) };
+                let end = unsafe { text.add(cut) };
+                // SAFETY: as above.
+                unsafe { end.write(0) };
             }
             last.len()
         })
@@ -142,7 +149,53 @@ pub extern "C" fn selvage_version() -> *const c_char {
     enter_infallible!(c"".as_ptr(), [], { concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast() })
 }
 
-/// A status as a C integer.
-pub fn number(status: selvage_status) -> c_int {
-    status as c_int
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn last() -> String {
+        let mut text = [0x55; 64];
+        // SAFETY: the buffer is valid for its length.
+        let len = unsafe { selvage_last_error(text.as_mut_ptr(), text.len()) };
+        let shown: Vec<u8> = text.iter().take_while(|char| **char != 0).map(|char| *char as u8).collect();
+        assert_eq!(shown.len(), len.min(text.len() - 1));
+        String::from_utf8(shown).unwrap()
+    }
+
+    #[test]
+    fn a_null_a_failure_and_a_panic_become_statuses_and_texts() {
+        let pointer = std::ptr::null_mut::<u8>();
+        let status = enter!(required [pointer], nullable [], { Ok(selvage_status::Ok) });
+        assert_eq!((status, last().as_str()), (selvage_status::Null, "the argument `pointer` is NULL"));
+
+        let status = run(|| Err(Failure::new(selvage_status::Full, "no room for 9 bytes")));
+        assert_eq!((status, last().as_str()), (selvage_status::Full, "no room for 9 bytes"));
+        assert_eq!(run(|| Ok(selvage_status::Missing)), selvage_status::Missing);
+        assert_eq!(last(), "no room for 9 bytes", "an expected outcome leaves the text alone");
+
+        assert_eq!(run(|| panic!("for the test")), selvage_status::Internal);
+        assert_eq!(last(), "a bug in the selvage library: for the test");
+        assert_eq!(run_infallible(7, || panic!("for the test")), 7);
+    }
+
+    #[test]
+    fn the_text_is_cut_to_the_buffer() {
+        remember("0123456789");
+        let mut text = [0x55 as c_char; 5];
+        // SAFETY: the buffer is valid for its length.
+        assert_eq!(unsafe { selvage_last_error(text.as_mut_ptr(), text.len()) }, 10);
+        assert_eq!(text.map(|char| char as u8), *b"0123\0");
+        // SAFETY: one byte of the buffer.
+        assert_eq!(unsafe { selvage_last_error(text.as_mut_ptr(), 1) }, 10);
+        assert_eq!(text[0], 0);
+        // SAFETY: NULL and length 0 are allowed.
+        assert_eq!(unsafe { selvage_last_error(std::ptr::null_mut(), 0) }, 10);
+    }
+
+    #[test]
+    fn the_text_belongs_to_its_thread() {
+        remember("mine");
+        std::thread::spawn(|| remember("another's")).join().unwrap();
+        assert_eq!(last(), "mine");
+    }
 }

@@ -1,8 +1,9 @@
 //! The one status of the C interface: its numbers, their ranges and their texts.
 //!
-//! Invariant: a number never changes its meaning, and a retired number is never used again. Ranges: 0 success; 1 to 99
-//! expected outcomes; 100 to 199 the caller's mistakes; 200 to 299 states of the session or the cluster that may pass;
-//! 300 to 399 the environment; 900 and up a bug in the library. Callers: every file here.
+//! Invariant: a number never changes its meaning, and a retired number is never used again. Ranges: 0
+//! success; 1 to 99 expected outcomes; 100 to 199 the caller's mistakes; 200 to 299 states of the session
+//! or the cluster that may pass; 300 to 399 the environment; 900 and up a bug in the library. Callers:
+//! every file here.
 
 use std::ffi::{CStr, c_char, c_int};
 
@@ -75,8 +76,8 @@ pub enum selvage_status {
 }
 
 impl selvage_status {
-    /// Every status; a test compares it with the enumeration in the header.
-    pub const ALL: [Self; 28] = [
+    /// Every status; a test compares it with the enumeration above.
+    pub(crate) const ALL: [Self; 28] = [
         Self::Ok,
         Self::Pending,
         Self::Missing,
@@ -177,4 +178,38 @@ pub extern "C" fn selvage_status_text(status: c_int) -> *const c_char {
         let known = selvage_status::ALL.iter().find(|known| **known as c_int == status);
         known.map_or(c"not a selvage status", |known| known.text()).as_ptr()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CStr;
+
+    fn text_of(status: c_int) -> String {
+        // SAFETY: the function answers a static text for any integer.
+        unsafe { CStr::from_ptr(selvage_status_text(status)) }.to_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn the_list_is_whole() {
+        let source = include_str!("status.rs");
+        let body = source.split("pub enum selvage_status {").nth(1).unwrap().split("\n}").next().unwrap();
+        let numbers: Vec<c_int> = body
+            .lines()
+            .filter_map(|line| line.trim().strip_suffix(',')?.split_once(" = ")?.1.parse().ok())
+            .collect();
+        assert_eq!(numbers, selvage_status::ALL.map(|status| status as c_int));
+    }
+
+    #[test]
+    fn every_integer_has_a_text_and_every_status_its_own() {
+        let mut texts: Vec<String> =
+            selvage_status::ALL.iter().map(|status| text_of(*status as c_int)).collect();
+        texts.sort();
+        texts.dedup();
+        assert_eq!(texts.len(), selvage_status::ALL.len());
+        for unknown in [-1, 6, 99, 901, c_int::MIN, c_int::MAX] {
+            assert_eq!(text_of(unknown), "not a selvage status");
+        }
+    }
 }
