@@ -27,8 +27,9 @@
  *             threads; one thread at a time uses it. Last errors are per thread.
  * Processes.  Attach after fork, in each process that uses sessions. In a forked child every function on an
  *             inherited handle answers SELVAGE_STATUS_FORKED, except _close, which does nothing.
- * Blocking.   Only attach, and the forms of create, open, commit, destroy, regenerate without _start, may wait;
- *             each wait is bounded by [session] wait_ms of the configuration (attach: by its argument).
+ * Blocking.   Only attach, and the forms of create, open, commit, destroy and regenerate without _start,
+ *             may wait; each wait is bounded by [session] wait_ms of the configuration (attach: by its
+ *             argument).
  * Completion. A _start form either finishes at once and fills *now, or answers SELVAGE_STATUS_PENDING and
  *             leaves *now untouched; then exactly one completion with the same user_data comes through
  *             selvage_node_next_completion(), on any node handle of the process, after the descriptor of

@@ -102,13 +102,15 @@ fn every_function_of_the_interface_is_guarded() {
 fn every_exported_function_documents_its_rules() {
     let header =
         std::fs::read_to_string(support::repo().join("include/selvage.h")).expect("include/selvage.h");
+    let (_, header) = header.split_once("extern \"C\" {").expect("declarations");
     let committed = std::fs::read_to_string(package().join("symbols.txt")).expect("webnode-ffi/symbols.txt");
     for symbol in committed.lines() {
         let end = header
             .find(&format!(" {symbol}("))
             .or_else(|| header.find(&format!("*{symbol}(")))
             .expect("declared");
-        X
+        let comment: Vec<&str> =
+            header[..end].lines().rev().skip(1).take_while(|line| line.starts_with("//")).collect();
         for word in ["Thread rule:", "Blocking:", "Ownership:", "Errors:"] {
             assert!(comment.iter().any(|line| line.contains(word)), "{symbol} does not say its \"{word}\"");
         }

@@ -25,7 +25,9 @@ macro_rules! structure {
 }
 
 macro_rules! constants {
-    ($lines:ident, $($name:ident),+) => { $($lines.push((format!("({})", stringify!($name)), $name as u64));)+ };
+    ($lines:ident, $($name:ident),+) => {
+        $($lines.push((format!("({})", stringify!($name)), $name as u64));)+
+    };
 }
 
 macro_rules! statuses {
