@@ -7,6 +7,8 @@ mod build;
 mod format;
 mod read;
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;
 mod value;
 

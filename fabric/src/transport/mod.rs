@@ -8,8 +8,10 @@ pub mod select;
 pub mod shm;
 pub mod sim;
 
+use crate::archive::ArchiveLimits;
+use crate::error::Result;
 use crate::ident::Incarnation;
-use crate::lease::{BlockOffset, CELL_BYTES, LeaseGeometry, Sequence, SlotIndex};
+use crate::lease::{BlockOffset, CELL_BYTES, LeaseGeometry, ScanReport, Sequence, SessionCopy, SlotIndex};
 
 /// Ways to reach a lease.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -105,4 +107,26 @@ pub trait Link: Send + Sync {
     fn peer_beat(&self) -> u64;
     /// Whether the lease is sealed (R2).
     fn is_sealed(&self) -> bool;
+}
+
+/// A server's end of a lease, over any transport. [`shm::ServerLease`] is the one for shared memory.
+pub trait ServerEnd: Send + Sync {
+    /// Ends the lease: nothing written afterwards is acked (R2). When it returns, a scan sees every acked push.
+    fn seal(&self);
+    /// Reads all slots of a sealed lease.
+    ///
+    /// # Errors
+    /// `Invalid` unless it is sealed.
+    fn scan(&self, limits: &ArchiveLimits) -> Result<ScanReport>;
+    /// The archive of a sealed copy, checked (see [`crate::lease::fetch`]).
+    ///
+    /// # Errors
+    /// As [`crate::lease::fetch`]; `Invalid` unless it is sealed.
+    fn fetch(&self, copy: &SessionCopy, limits: &ArchiveLimits) -> Result<Vec<u8>>;
+    /// Writes the server's heartbeat for the node to see.
+    fn beat(&self, beat: u64);
+    /// The node's heartbeat.
+    fn node_beat(&self) -> u64;
+    /// The node's own count of its sessions.
+    fn node_sessions(&self) -> u64;
 }
