@@ -1,0 +1,458 @@
+//! The cluster's state machine: who is up, draining, down or dead, and the view that says so.
+//!
+//! Pure: [`Cluster::step`] takes an event and the time and returns effects; sockets, clocks and tasks are in
+//! [`crate::driver`], which is its only caller beside tests and the simulator (architecture invariant 8).
+//!
+//! Kept here: one live incarnation per node name; an incarnation that is over never lives again (R3, R6); a dead entry is
+//! `sealed` only when every server has confirmed (R2, R8) and leaves only when every session in it is settled (R10); views
+//! only rise (R12). One `step` publishes at most a few views, each complete.
+//!
+//! | file | what |
+//! |---|---|
+//! | `nodes` | registration, heartbeats and mandates, silence, death |
+//! | `servers` | reports, silence, what may enter a view |
+//! | `dead` | sealing and release of ended incarnations |
+//! | `drain` | planned death |
+//! | `recover` | what a restarted director learns from the others |
+//! | `status` | a snapshot for people and metrics |
+
+mod dead;
+mod drain;
+mod nodes;
+mod recover;
+mod servers;
+pub mod status;
+#[cfg(test)]
+mod tests;
+
+use dead::Dead;
+use nodes::Node;
+use recover::Phase;
+use selvage_fabric::config::Config;
+use selvage_fabric::control::message::{FromDirector, ServerReport, ToDirector, ToServer};
+use selvage_fabric::ident::{Epoch, Incarnation};
+use selvage_fabric::rules::{Rule, holds};
+use selvage_fabric::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
+use servers::Server;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::limits;
+
+/// Time since any fixed point, on the monotonic clock.
+pub type Moment = Duration;
+
+/// A connection, named by the driver; never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Link(pub u64);
+
+/// A waiting drain request, named by the driver.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Ticket(pub u64);
+
+/// What the state machine must know of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Interval of heartbeats to servers.
+    pub heartbeat: Duration,
+    /// Life of a mandate.
+    pub mandate: Duration,
+    /// Silence after which a peer is declared down.
+    pub silence: Duration,
+    /// Longest time that the proxy holds a request; a drain must be much shorter.
+    pub hold: Duration,
+    /// Interval of ticks that the driver aims at.
+    pub tick: Duration,
+    /// Copies of each session.
+    pub copies: u32,
+    /// Name and address of each configured node.
+    pub nodes: Vec<(String, String)>,
+    /// Name, weight and socket of each configured server.
+    pub servers: Vec<(String, u32, String)>,
+    /// Unix time at start, s: the least term.
+    pub unix_s: u32,
+}
+
+impl Settings {
+    /// From the configuration file.
+    pub fn new(config: &Config, unix_s: u32) -> Self {
+        let timing = &config.timing;
+        Self {
+            heartbeat: timing.heartbeat(),
+            mandate: timing.mandate(),
+            silence: timing.silence(),
+            hold: Duration::from_millis(config.director.hold_ms),
+            tick: (timing.heartbeat() / limits::TICKS_PER_HEARTBEAT).max(limits::TICK_MIN),
+            copies: config.cluster.copies,
+            nodes: config.nodes.iter().map(|node| (node.name.clone(), node.address.to_string())).collect(),
+            servers: config
+                .servers
+                .iter()
+                .map(|server| {
+                    let socket = config.server_socket(&server.name).to_string_lossy().into_owned();
+                    (server.name.clone(), server.weight, socket)
+                })
+                .collect(),
+            unix_s,
+        }
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Deadlines may have passed.
+    Tick,
+    /// A node's steward has connected and said who it is; its user was checked.
+    NodeOpened {
+        /// The connection.
+        link: Link,
+        /// The node's configured name.
+        name: String,
+        /// The incarnation it claims to be; `NONE` if it has none.
+        incarnation: Incarnation,
+    },
+    /// A steward's message.
+    NodeMessage {
+        /// Its connection.
+        link: Link,
+        /// The message, its counts checked.
+        message: ToDirector,
+    },
+    /// A steward's connection is gone.
+    NodeClosed {
+        /// The connection.
+        link: Link,
+    },
+    /// The connection to a server stands.
+    ServerOpened {
+        /// The server.
+        name: String,
+        /// The connection.
+        link: Link,
+        /// Its life.
+        incarnation: Incarnation,
+    },
+    /// Nobody listens at the server's socket: its process is gone.
+    ServerAbsent {
+        /// The server.
+        name: String,
+    },
+    /// A server's answer to a heartbeat or a view.
+    ServerReport {
+        /// The connection.
+        link: Link,
+        /// Its state.
+        report: Box<ServerReport>,
+    },
+    /// A server has seen a newer term (R12).
+    ServerOldTerm {
+        /// The connection.
+        link: Link,
+        /// The epoch it knows.
+        epoch: Epoch,
+    },
+    /// The connection to a server is gone.
+    ServerClosed {
+        /// The connection.
+        link: Link,
+    },
+    /// The operator drains a node.
+    Drain {
+        /// The node.
+        name: String,
+        /// Who waits for the answer.
+        ticket: Ticket,
+    },
+    /// The operator lets a node come back.
+    Undrain {
+        /// The node.
+        name: String,
+    },
+    /// No request of this held node is under way.
+    Idle {
+        /// The node's life.
+        incarnation: Incarnation,
+    },
+}
+
+/// What shall be done, in this order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// The proxy routes by this view from now on; connections to nodes that are not in it are cut before anything else
+    /// happens, so that a zombie's answers go nowhere. Requests of held nodes wait.
+    Publish {
+        /// The view.
+        view: Arc<View>,
+        /// Incarnations whose requests wait.
+        held: Vec<Incarnation>,
+    },
+    /// Sessions that a node hosts, for choosing the least loaded.
+    Load {
+        /// The node's life.
+        incarnation: Incarnation,
+        /// Its sessions.
+        sessions: u64,
+    },
+    /// Send to a steward.
+    ToNode {
+        /// The connection.
+        link: Link,
+        /// The message.
+        message: FromDirector,
+    },
+    /// Close a steward's connection, after what was sent to it.
+    CloseNode {
+        /// The connection.
+        link: Link,
+    },
+    /// Send to a server.
+    ToServer {
+        /// The connection.
+        link: Link,
+        /// The message.
+        message: ToServer,
+    },
+    /// Tell [`Event::Idle`] once no request of this node is under way.
+    AwaitIdle {
+        /// The node's life.
+        incarnation: Incarnation,
+    },
+    /// Answer a drain request.
+    Answer {
+        /// Whose.
+        ticket: Ticket,
+        /// The answer.
+        outcome: DrainOutcome,
+    },
+    /// Tell people.
+    Log(String),
+}
+
+/// How a drain ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DrainOutcome {
+    /// The node is out and all its sessions have a new host and their copies.
+    HandedOver,
+    /// The node is out; its sessions are served, and adoption goes on in the background.
+    Adopting,
+    /// Nothing was changed, and why.
+    Refused(String),
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Cluster {
+    settings: Settings,
+    phase: Phase,
+    epoch: Epoch,
+    /// Counts the node incarnations of this director's life.
+    counter: u32,
+    nodes: BTreeMap<String, Node>,
+    servers: BTreeMap<String, Server>,
+    dead: Vec<Dead>,
+    node_links: HashMap<Link, nodes::Caller>,
+    view: Arc<View>,
+    /// Something that the view says has changed since the last one.
+    changed: bool,
+    /// What is held has changed.
+    held_changed: bool,
+    last_tick: Option<Moment>,
+}
+
+impl Cluster {
+    /// A director's life begins.
+    pub fn new(settings: Settings, now: Moment) -> Self {
+        let nodes = settings.nodes.iter().map(|(name, address)| (name.clone(), Node::new(address))).collect();
+        let servers = settings
+            .servers
+            .iter()
+            .map(|(name, weight, socket)| (name.clone(), Server::new(*weight, socket)))
+            .collect();
+        let view = Arc::new(View { copies: settings.copies, ..View::default() });
+        let until = now + settings.silence * limits::RECOVERY_FACTOR;
+        Self {
+            settings,
+            phase: Phase::Recovering { until },
+            epoch: Epoch::default(),
+            counter: 0,
+            nodes,
+            servers,
+            dead: Vec::new(),
+            node_links: HashMap::new(),
+            view,
+            changed: false,
+            held_changed: false,
+            last_tick: None,
+        }
+    }
+
+    /// The newest view.
+    pub fn view(&self) -> &Arc<View> {
+        &self.view
+    }
+
+    /// Takes an event and says what to do.
+    pub fn step(&mut self, event: Event, now: Moment) -> Vec<Effect> {
+        let mut out = Vec::new();
+        match event {
+            Event::Tick => self.tick(now, &mut out),
+            Event::NodeOpened { link, name, incarnation } => self.node_opened(link, name, incarnation),
+            Event::NodeMessage { link, message } => self.node_message(link, message, now, &mut out),
+            Event::NodeClosed { link } => self.node_closed(link),
+            Event::ServerOpened { name, link, incarnation } => {
+                self.server_opened(&name, link, incarnation, now, &mut out);
+            }
+            Event::ServerAbsent { name } => self.server_absent(&name, &mut out),
+            Event::ServerReport { link, report } => self.server_report(link, *report, now, &mut out),
+            Event::ServerOldTerm { link, epoch } => self.server_old_term(link, epoch),
+            Event::ServerClosed { link } => self.server_closed(link),
+            Event::Drain { name, ticket } => self.drain(&name, ticket, now, &mut out),
+            Event::Undrain { name } => self.undrain(&name, &mut out),
+            Event::Idle { incarnation } => self.node_idle(incarnation, &mut out),
+        }
+        self.advance(now, &mut out);
+        out
+    }
+
+    fn tick(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        self.forgive_own_pause(now);
+        self.silent_nodes(now, out);
+        self.silent_servers(now, out);
+        self.drain_deadlines(now, out);
+        self.beat_servers(now, out);
+    }
+
+    /// The director's own pauses do not count as silence of others: what they sent meanwhile may still be unread.
+    fn forgive_own_pause(&mut self, now: Moment) {
+        let gap = self.last_tick.map_or(Duration::ZERO, |last| now.saturating_sub(last));
+        self.last_tick = Some(now);
+        if gap <= self.settings.tick * 2 {
+            return;
+        }
+        let late = gap - self.settings.tick;
+        let forgive = |heard: &mut Moment| *heard = (*heard).max((*heard + late).min(now));
+        self.nodes
+            .values_mut()
+            .filter_map(|node| node.life.as_mut())
+            .for_each(|life| forgive(&mut life.heard));
+        self.servers.values_mut().for_each(|server| server.forgive(forgive));
+        if let Phase::Recovering { until } = &mut self.phase {
+            *until += late;
+        }
+    }
+
+    /// Follows up: recovery that is complete, then views until nothing more changes.
+    fn advance(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        if matches!(self.phase, Phase::Recovering { .. }) && !self.try_recover(now, out) {
+            return;
+        }
+        loop {
+            self.review_dead(now, out);
+            if !self.changed {
+                break;
+            }
+            self.raise(now, out);
+        }
+        if self.held_changed {
+            self.held_changed = false;
+            out.push(self.publish());
+        }
+    }
+
+    /// The next view: published to the proxy, then to servers and stewards.
+    fn raise(&mut self, now: Moment, out: &mut Vec<Effect>) {
+        self.changed = false;
+        self.held_changed = false;
+        self.epoch.number = self.epoch.number.saturating_add(1);
+        self.dead
+            .iter_mut()
+            .filter(|dead| dead.ended.is_none())
+            .for_each(|dead| dead.ended = Some(self.epoch));
+        self.view = Arc::new(self.build_view());
+        out.push(self.publish());
+        for server in self.servers.values_mut() {
+            if let Some(link) = server.send_view(now) {
+                out.push(Effect::ToServer { link, message: ToServer::SetView((*self.view).clone()) });
+            }
+        }
+        for life in self.nodes.values_mut().filter_map(|node| node.life.as_mut()) {
+            let Some(link) = life.link else { continue };
+            let view = (*self.view).clone();
+            let message = match std::mem::take(&mut life.greet) {
+                true => FromDirector::Registered { incarnation: life.incarnation, view },
+                false => FromDirector::View(view),
+            };
+            out.push(Effect::ToNode { link, message });
+        }
+    }
+
+    fn publish(&self) -> Effect {
+        let held = self
+            .nodes
+            .values()
+            .filter_map(|node| node.life.as_ref())
+            .filter(|life| life.drain.as_ref().is_some_and(drain::Drain::holds))
+            .map(|life| life.incarnation)
+            .collect();
+        Effect::Publish { view: Arc::clone(&self.view), held }
+    }
+
+    fn build_view(&self) -> View {
+        let nodes = self.nodes.iter().filter_map(|(name, node)| {
+            let life = node.life.as_ref()?;
+            let state = if life.drain.is_some() { NodeState::Draining } else { NodeState::Up };
+            let address = node.address.clone();
+            Some(NodeEntry { name: name.clone(), incarnation: life.incarnation, state, address })
+        });
+        let servers = self.servers.iter().filter_map(|(name, server)| {
+            Some(ServerEntry {
+                name: name.clone(),
+                incarnation: server.up?,
+                weight: server.weight,
+                socket: server.socket.clone(),
+            })
+        });
+        let dead = self.dead.iter().map(|dead| DeadEntry {
+            name: dead.name.clone(),
+            incarnation: dead.incarnation,
+            sealed: dead.sealed,
+        });
+        let mut view = View {
+            epoch: self.epoch,
+            copies: self.settings.copies,
+            nodes: nodes.collect(),
+            servers: servers.collect(),
+            dead: dead.collect(),
+        };
+        view.dead.sort_by(|a, b| (&a.name, a.incarnation).cmp(&(&b.name, b.incarnation)));
+        view
+    }
+
+    /// Someone has seen an epoch that this director did not give: go above it (R12).
+    fn above(&mut self, seen: Epoch) {
+        if !holds(Rule::R12Epochs) || !self.is_plausible(seen) {
+            return;
+        }
+        if seen.term > self.epoch.term || (seen.term == self.epoch.term && seen.number > self.epoch.number) {
+            self.epoch.term = seen.term.saturating_add(1);
+            self.changed = true;
+        }
+        if seen.number > self.epoch.number {
+            self.epoch.number = seen.number;
+            self.changed = true;
+        }
+    }
+
+    /// A term far ahead of the clock, or a number near its end, is a fault of the peer and would use up the epochs.
+    fn is_plausible(&self, seen: Epoch) -> bool {
+        let term_max = self.settings.unix_s.saturating_add(limits::TERM_AHEAD_MAX_S);
+        seen.term < term_max && seen.number < limits::NUMBER_MAX
+    }
+
+    fn next_incarnation(&mut self) -> Incarnation {
+        self.counter += 1;
+        Incarnation((u64::from(self.epoch.term) << 32) | u64::from(self.counter))
+    }
+}

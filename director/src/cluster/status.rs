@@ -1,0 +1,172 @@
+//! A snapshot of the cluster for the admin API, metrics and people.
+
+use super::Cluster;
+use selvage_fabric::ident::Epoch;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The cluster, configured members that are absent included.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Number of the view.
+    pub epoch: Epoch,
+    /// Copies that each session shall have.
+    pub copies: u32,
+    /// Every configured node.
+    pub nodes: Vec<NodeStatus>,
+    /// Every configured server.
+    pub servers: Vec<ServerStatus>,
+    /// Ended incarnations whose sessions are not all adopted yet.
+    pub dead: Vec<DeadStatus>,
+    /// Sessions of live nodes by number of safe copies.
+    pub protection: Protection,
+}
+
+/// Sessions by number of safe copies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Protection {
+    /// With no copy.
+    #[serde(rename = "0")]
+    pub none: u64,
+    /// With one copy.
+    #[serde(rename = "1")]
+    pub one: u64,
+    /// With two copies.
+    #[serde(rename = "2")]
+    pub two: u64,
+}
+
+/// One node.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Configured name.
+    pub name: String,
+    /// Tag of its life as it stands in cookies; empty if it has none.
+    pub tag: String,
+    /// Its life; 0 if it has none.
+    pub incarnation: u64,
+    /// `up`, `draining`, `drained` or `down`.
+    pub state: String,
+    /// Sessions that it hosts.
+    pub sessions: u64,
+    /// Attached processes.
+    pub pids: Vec<u32>,
+    /// Where it serves HTTP.
+    pub address: String,
+    /// Its sessions by number of safe copies.
+    pub safe: [u64; 3],
+    /// Bytes of its cache in use, and all.
+    pub cache_bytes: (u64, u64),
+    /// Its counters.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// One server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Configured name.
+    pub name: String,
+    /// Its life; 0 if it has none that is in the view.
+    pub incarnation: u64,
+    /// `up` or `down`.
+    pub state: String,
+    /// Sessions with a copy there, by the last report.
+    pub sessions: u64,
+    /// Bytes of its leases.
+    pub bytes: u64,
+    /// Its process; 0 if it is down.
+    pub pid: u32,
+    /// Its counters.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// One ended incarnation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DeadStatus {
+    /// The node's name.
+    pub name: String,
+    /// The tag of the life that is over.
+    pub tag: String,
+    /// The life that is over.
+    pub incarnation: u64,
+    /// Adoption has begun.
+    pub sealed: bool,
+    /// Copies of its sessions at the up servers that nobody has settled.
+    pub unsettled: u64,
+}
+
+impl Cluster {
+    /// A snapshot.
+    pub fn status(&self) -> Status {
+        let mut protection = Protection::default();
+        let nodes = self.nodes.iter().map(|(name, node)| {
+            let life = node.life.as_ref();
+            let state = match life {
+                Some(life) if life.drain.is_some() => "draining",
+                Some(_) => "up",
+                None if node.drained => "drained",
+                None => "down",
+            };
+            let beat = life.map(|life| life.beat.clone()).unwrap_or_default();
+            protection.none += beat.safe[0];
+            protection.one += beat.safe[1];
+            protection.two += beat.safe[2];
+            NodeStatus {
+                name: name.clone(),
+                tag: life.map(|life| life.incarnation.tag()).unwrap_or_default(),
+                incarnation: life.map_or(0, |life| life.incarnation.0),
+                state: state.to_owned(),
+                sessions: beat.sessions,
+                pids: beat.pids,
+                address: node.address.clone(),
+                safe: beat.safe,
+                cache_bytes: beat.cache_bytes,
+                counters: beat.counters.into_iter().collect(),
+            }
+        });
+        let nodes = nodes.collect();
+        Status {
+            epoch: self.epoch,
+            copies: self.settings.copies,
+            nodes,
+            servers: self.server_statuses(),
+            dead: self.dead_statuses(),
+            protection,
+        }
+    }
+
+    fn server_statuses(&self) -> Vec<ServerStatus> {
+        let servers = self.servers.iter().map(|(name, server)| {
+            let up = server.up.filter(|up| *up == server.report.incarnation);
+            let report = up.map(|_| server.report.clone()).unwrap_or_default();
+            ServerStatus {
+                name: name.clone(),
+                incarnation: server.up.map_or(0, |up| up.0),
+                state: if server.up.is_some() { "up" } else { "down" }.to_owned(),
+                sessions: report.leases.iter().map(|lease| lease.sessions).sum(),
+                bytes: report.bytes,
+                pid: report.pid,
+                counters: report.counters.into_iter().collect(),
+            }
+        });
+        servers.collect()
+    }
+
+    fn dead_statuses(&self) -> Vec<DeadStatus> {
+        let dead = self.dead.iter().map(|dead| {
+            let up = self.servers.values().filter(|server| server.up.is_some());
+            let leases = up.flat_map(|server| &server.report.leases);
+            DeadStatus {
+                name: dead.name.clone(),
+                tag: dead.incarnation.tag(),
+                incarnation: dead.incarnation.0,
+                sealed: dead.sealed,
+                unsettled: leases
+                    .filter(|lease| lease.incarnation == dead.incarnation)
+                    .map(|lease| lease.unsettled)
+                    .sum(),
+            }
+        });
+        dead.collect()
+    }
+}

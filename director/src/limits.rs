@@ -1,0 +1,72 @@
+//! Bounds of the director beside those of the fabric, with the relations between them asserted at compile time.
+
+use std::time::Duration;
+
+/// Silence limits are stretched by this factor while a server carries out a view: sealing and indexing take time, and
+/// its heartbeat answers wait behind them.
+pub const VIEW_WORK_FACTOR: u32 = 3;
+/// A server that answers heartbeats and yet does not carry out a view within this many silence periods is declared down.
+pub const VIEW_BEHIND_FACTOR: u32 = 10;
+/// Silence periods after the start in which servers and nodes may report what the cluster was before.
+pub const RECOVERY_FACTOR: u32 = 2;
+/// Terms further ahead of the clock than this are not believed, s.
+pub const TERM_AHEAD_MAX_S: u32 = 366 * 86_400;
+/// Numbers of epochs from here on are not believed.
+pub const NUMBER_MAX: u32 = u32::MAX - (1 << 20);
+/// Dead incarnations of one server that are remembered, so that none re-enters (R6).
+pub const BARRED_MAX: usize = 64;
+/// Longest time that a drain waits for its sessions' adoption before it answers that it goes on.
+pub const ADOPTION_WAIT: Duration = Duration::from_secs(30);
+/// Pieces into which a heartbeat interval is cut for looking at deadlines.
+pub const TICKS_PER_HEARTBEAT: u32 = 5;
+/// Shortest interval between two looks at the deadlines.
+pub const TICK_MIN: Duration = Duration::from_millis(1);
+/// Events that are handled before the deadlines are looked at again.
+pub const EVENTS_PER_TURN: usize = 1024;
+/// Messages that may wait for one peer; more means that it does not read, and it is cut off.
+pub const OUTBOX_MAX: usize = 256;
+/// Events that may wait for the cluster's state machine.
+pub const EVENTS_MAX: usize = 16 * 1024;
+
+/// Longest message from a node, bytes.
+pub const NODE_MESSAGE_BYTES_MAX: usize = 1 << 20;
+/// Longest message from a server, bytes.
+pub const SERVER_MESSAGE_BYTES_MAX: usize = 32 << 20;
+/// Counters that a peer may report, and the longest name of one.
+pub const COUNTERS_MAX: usize = 256;
+/// Longest name of a reported counter, bytes.
+pub const COUNTER_NAME_BYTES_MAX: usize = 64;
+/// Leases that a server may report.
+pub const LEASES_MAX: usize = 64 * 1024;
+/// Longest time to write one control message to a peer.
+pub const SEND_WAIT: Duration = Duration::from_secs(2);
+/// Pause between two attempts to connect to a server.
+pub const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Pause after a connection to a server broke.
+pub const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(2);
+
+/// Longest time to connect to a node.
+pub const CONNECT_WAIT: Duration = Duration::from_secs(1);
+/// Longest wait for the head of a node's response.
+pub const RESPONSE_WAIT: Duration = Duration::from_secs(300);
+/// Longest wait for a client's request head.
+pub const HEAD_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait for a request body that shall be kept for re-sending.
+pub const BODY_WAIT: Duration = Duration::from_secs(30);
+/// Idle connections to a node are closed after this time: before the node does it, so that no request meets the close.
+pub const POOL_IDLE: Duration = Duration::from_secs(20);
+/// Pause before a node that refused a connection is tried again in an unchanged view.
+pub const REFUSED_PAUSE: Duration = Duration::from_millis(25);
+/// Times that a request that may be repeated is sent in all.
+pub const SENDS_MAX: u32 = 8;
+/// Requests under way get this long to end after SIGTERM.
+pub const STOP_WAIT: Duration = Duration::from_secs(5);
+/// Client connections at once, as a multiple of the requests.
+pub const CONNECTIONS_PER_REQUEST: usize = 2;
+/// Pause after the kernel refused an accepted connection (no more descriptors).
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+
+const _: () = assert!(VIEW_WORK_FACTOR < VIEW_BEHIND_FACTOR);
+const _: () = assert!(STOP_WAIT.as_secs() < ADOPTION_WAIT.as_secs());
+const _: () = assert!(REFUSED_PAUSE.as_millis() < CONNECT_WAIT.as_millis());
