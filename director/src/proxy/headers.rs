@@ -1,0 +1,91 @@
+//! What may pass between browser and node, and what ends at the director.
+
+use hyper::HeaderMap;
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use selvage_fabric::ident::{Cookie, CookieKey, Incarnation};
+use std::net::IpAddr;
+
+/// A node's word that a session is hosted elsewhere: the tag of the host. It never reaches a browser.
+pub const ELSEWHERE: HeaderName = HeaderName::from_static("selvage-elsewhere");
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Headers that are for the next hop only, beside those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// The session that the request's cookie names. Of several cookies of that name the first valid one counts; a wrong mac is
+/// no cookie.
+pub fn session(headers: &HeaderMap, name: &str, keys: &[CookieKey]) -> Option<Cookie> {
+    let texts = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
+    pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| Cookie::decode(value, keys))
+}
+
+/// The host that a node's `421` names.
+pub fn elsewhere(headers: &HeaderMap) -> Option<Incarnation> {
+    Incarnation::from_tag(headers.get(ELSEWHERE)?.to_str().ok()?)
+}
+
+/// Makes a browser's headers fit for a node.
+pub fn for_node(headers: &mut HeaderMap, client: IpAddr) {
+    remove_hop_by_hop(headers);
+    // The director has answered it already.
+    headers.remove(EXPECT);
+    headers.remove(ELSEWHERE);
+    let so_far = headers.get_all(FORWARDED_FOR).iter().filter_map(|value| value.to_str().ok());
+    let mut chain: Vec<String> = so_far.map(str::to_owned).collect();
+    chain.push(client.to_string());
+    if let Ok(value) = HeaderValue::from_str(&chain.join(", ")) {
+        headers.insert(FORWARDED_FOR, value);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("http"));
+    match headers.get(HOST).cloned() {
+        Some(host) => headers.insert(FORWARDED_HOST, host),
+        None => headers.remove(FORWARDED_HOST),
+    };
+}
+
+/// Makes a node's headers fit for a browser.
+pub fn for_browser(headers: &mut HeaderMap) {
+    remove_hop_by_hop(headers);
+    headers.remove(ELSEWHERE);
+}
+
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(TRANSFER_ENCODING) {
+        // The encoding decided how the body was read; a length beside it would be a second, foreign opinion.
+        headers.remove(CONTENT_LENGTH);
+    }
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|text| text.split(','))
+            .filter_map(|name| name.trim().parse().ok())
+            // What frames the message or names its host is not the connection's, whatever it says.
+            .filter(|name| *name != CONTENT_LENGTH && *name != HOST && *name != COOKIE)
+            .collect();
+        for name in named {
+            headers.remove(name);
+        }
+    }
+    for name in &HOP_BY_HOP {
+        headers.remove(name);
+    }
+}

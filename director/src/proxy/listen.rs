@@ -1,0 +1,63 @@
+//! The browsers' side: accepts connections, serves requests on them, ends in an orderly way.
+
+use crate::limits;
+use crate::proxy::phases::Proxy;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use std::convert::Infallible;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// Serves browsers until `stop`, then lets the requests under way end, bounded.
+pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener, requests_max: usize, stop: CancellationToken) {
+    let connections_max = requests_max.saturating_mul(limits::CONNECTIONS_PER_REQUEST);
+    let places = Arc::new(Semaphore::new(connections_max.clamp(1, Semaphore::MAX_PERMITS)));
+    let graceful = GracefulShutdown::new();
+    loop {
+        // Without a free place the kernel's queue holds the next connection.
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = async {
+                let place = Arc::clone(&places).acquire_owned().await;
+                (place, listener.accept().await)
+            } => accepted,
+        };
+        let (place, (stream, client)) = match accepted {
+            (place, Ok(accepted)) => (place, accepted),
+            (_, Err(error)) => {
+                warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(limits::ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!("a connection was gone at once: {error}");
+            continue;
+        }
+        let proxy = Arc::clone(&proxy);
+        let service = service_fn(move |request| {
+            let proxy = Arc::clone(&proxy);
+            async move { Ok::<_, Infallible>(proxy.serve(request, client.ip()).await) }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits::HEAD_WAIT)
+            .serve_connection(TokioIo::new(stream), service);
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!("a browser's connection ended: {error}");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(limits::STOP_WAIT, graceful.shutdown()).await.is_err() {
+        warn!("requests were still under way {} s after the stop; they are cut", limits::STOP_WAIT.as_secs());
+    }
+}
