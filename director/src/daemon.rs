@@ -1,0 +1,132 @@
+//! The running director: two runtimes, signals, an orderly end.
+//!
+//! The control side (state machine, control sockets, admin API) has a thread and a runtime of its own, so that a flood of
+//! requests in the proxy cannot delay heartbeats.
+
+use crate::admin::Admin;
+use crate::cluster::Settings;
+use crate::control::Control;
+use crate::driver::{Driver, Handle};
+use crate::metrics::Metrics;
+use crate::place::{self, Place};
+use crate::proxy::listen::listen;
+use crate::proxy::phases::Proxy;
+use crate::proxy::routes::Routes;
+use crate::server_link::ServerLink;
+use selvage_fabric::config::Config;
+use selvage_fabric::error::{Error, Origin, Result};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+/// Runs the director until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If it cannot start: one line that says what and what to do.
+pub fn run(config: Config) -> Result<()> {
+    let place = Place::take(&config)?;
+    let config = Arc::new(config);
+    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let routes = Arc::new(Routes::default());
+    let metrics = Arc::new(Metrics::default());
+    let settings = Settings::new(&config, unix_s.try_into().unwrap_or(u32::MAX));
+    let (driver, handle) = Driver::new(settings, Arc::clone(&routes));
+    let stop = CancellationToken::new();
+
+    let control = ControlSide {
+        control: clone(place.control.try_clone())?,
+        admin: clone(place.admin.try_clone())?,
+        config: Arc::clone(&config),
+        handle,
+        metrics: Arc::clone(&metrics),
+    };
+    let control_runtime = runtime(Builder::new_current_thread().enable_all())?;
+    let control_stop = stop.clone();
+    let control_thread = std::thread::Builder::new()
+        .name("control".to_owned())
+        .spawn(move || control_runtime.block_on(control.run(driver, control_stop)))
+        .map_err(|error| Error::os(Origin::Director, "cannot start a thread", error))?;
+
+    let proxy_runtime = runtime(Builder::new_multi_thread().enable_all().thread_name("proxy"))?;
+    let proxy = Proxy::new(&config, routes, metrics);
+    let served = proxy_runtime.block_on(serve(proxy, &place.browsers, &config));
+    stop.cancel();
+    // The control thread only ends by `stop`; if it panicked, that was logged when it happened.
+    let _ = control_thread.join();
+    info!("stopped");
+    served
+}
+
+async fn serve(proxy: Arc<Proxy>, browsers: &TcpListener, config: &Config) -> Result<()> {
+    let sockets = |error| Error::os(Origin::Director, "cannot serve browsers", error);
+    let listener = browsers.try_clone().and_then(tokio::net::TcpListener::from_std).map_err(sockets)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(sockets)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(sockets)?;
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(listen(proxy, listener, config.director.requests_max, stop.clone()));
+    info!(
+        "serving browsers on http://{}, the admin API on http://{}",
+        config.director.listen, config.director.admin_listen
+    );
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    info!("stopping");
+    stop.cancel();
+    // Bounded inside.
+    let _ = serving.await;
+    Ok(())
+}
+
+/// What runs on the control thread.
+struct ControlSide {
+    control: UnixListener,
+    admin: TcpListener,
+    config: Arc<Config>,
+    handle: Handle,
+    metrics: Arc<Metrics>,
+}
+
+impl ControlSide {
+    async fn run(self, driver: Driver, stop: CancellationToken) {
+        for server in &self.config.servers {
+            let link = ServerLink {
+                name: server.name.clone(),
+                socket: self.config.server_socket(&server.name),
+                cluster: self.config.cluster.name.clone(),
+                handle: self.handle.clone(),
+            };
+            tokio::spawn(link.run());
+        }
+        let listeners =
+            (tokio::net::UnixListener::from_std(self.control), tokio::net::TcpListener::from_std(self.admin));
+        let (Ok(control), Ok(admin)) = listeners else {
+            tracing::error!("the control sockets cannot be used");
+            return;
+        };
+        let (config, handle, metrics) = (self.config, self.handle, self.metrics);
+        let stewards = Control {
+            config: Arc::clone(&config),
+            handle: handle.clone(),
+            metrics: Arc::clone(&metrics),
+            own_uid: place::uid(),
+        };
+        tokio::spawn(Arc::new(stewards).listen(control, stop.clone()));
+        tokio::spawn(Arc::new(Admin { config, handle, metrics }).listen(admin, stop.clone()));
+        driver.run(stop).await;
+    }
+}
+
+fn runtime(builder: &mut Builder) -> Result<Runtime> {
+    builder.build().map_err(|error| Error::os(Origin::Director, "cannot start the runtime", error))
+}
+
+fn clone<T>(cloned: std::io::Result<T>) -> Result<T> {
+    cloned.map_err(|error| Error::os(Origin::Director, "cannot duplicate a socket", error))
+}

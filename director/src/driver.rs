@@ -1,0 +1,223 @@
+//! Runs the cluster's state machine: gives it events and the time, carries its effects out.
+//!
+//! One task owns the machine. Connections, the proxy and the admin API talk to it through [`Handle`]. What is queued is
+//! handled before deadlines are looked at, so that a heartbeat that has arrived always counts.
+
+use crate::cluster::status::Status;
+use crate::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Ticket};
+use crate::limits;
+use crate::proxy::routes::Routes;
+use selvage_fabric::control::message::{FromDirector, ToServer};
+use selvage_fabric::ident::Incarnation;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// What the driver is told.
+#[derive(Debug)]
+enum Input {
+    Event(Event),
+    OpenNode { link: Link, outbox: mpsc::Sender<FromDirector>, event: Event },
+    OpenServer { link: Link, outbox: mpsc::Sender<ToServer>, event: Event },
+    Status(oneshot::Sender<Status>),
+    Drain { name: String, answer: oneshot::Sender<DrainOutcome> },
+}
+
+/// The way to the driver, for connections and the admin API.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    inputs: mpsc::Sender<Input>,
+    links: Arc<AtomicU64>,
+}
+
+impl Handle {
+    /// A name for a new connection.
+    pub fn next_link(&self) -> Link {
+        Link(self.links.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Tells an event. False: the director stops.
+    pub async fn tell(&self, event: Event) -> bool {
+        self.inputs.send(Input::Event(event)).await.is_ok()
+    }
+
+    /// Tells of a new steward; returns what shall be sent to it. The connection ends when that ends.
+    pub async fn open_node(
+        &self,
+        link: Link,
+        name: String,
+        incarnation: Incarnation,
+    ) -> mpsc::Receiver<FromDirector> {
+        let (outbox, messages) = mpsc::channel(limits::OUTBOX_MAX);
+        let event = Event::NodeOpened { link, name, incarnation };
+        // If the driver is gone, so is the sender, and the receiver says so.
+        let _ = self.inputs.send(Input::OpenNode { link, outbox, event }).await;
+        messages
+    }
+
+    /// Tells of a new connection to a server; returns what shall be sent to it.
+    pub async fn open_server(
+        &self,
+        link: Link,
+        name: String,
+        incarnation: Incarnation,
+    ) -> mpsc::Receiver<ToServer> {
+        let (outbox, messages) = mpsc::channel(limits::OUTBOX_MAX);
+        let event = Event::ServerOpened { link, name, incarnation };
+        let _ = self.inputs.send(Input::OpenServer { link, outbox, event }).await;
+        messages
+    }
+
+    /// A snapshot; `None` when the director stops.
+    pub async fn status(&self) -> Option<Status> {
+        let (answer, status) = oneshot::channel();
+        self.inputs.send(Input::Status(answer)).await.ok()?;
+        status.await.ok()
+    }
+
+    /// Drains a node and waits for the hand-over; `None` when the director stops.
+    pub async fn drain(&self, name: &str) -> Option<DrainOutcome> {
+        let (answer, outcome) = oneshot::channel();
+        self.inputs.send(Input::Drain { name: name.to_owned(), answer }).await.ok()?;
+        outcome.await.ok()
+    }
+
+    /// Lets a drained node come back, or stops its drain.
+    pub async fn undrain(&self, name: &str) -> bool {
+        self.tell(Event::Undrain { name: name.to_owned() }).await
+    }
+}
+
+/// The task that owns the state machine.
+#[derive(Debug)]
+pub struct Driver {
+    cluster: Cluster,
+    tick: Duration,
+    started: Instant,
+    handle: Handle,
+    inputs: mpsc::Receiver<Input>,
+    routes: Arc<Routes>,
+    nodes: HashMap<Link, mpsc::Sender<FromDirector>>,
+    servers: HashMap<Link, mpsc::Sender<ToServer>>,
+    tickets: HashMap<Ticket, oneshot::Sender<DrainOutcome>>,
+    ticket_next: u64,
+}
+
+impl Driver {
+    /// The driver and the way to it.
+    pub fn new(settings: crate::cluster::Settings, routes: Arc<Routes>) -> (Self, Handle) {
+        let (sender, inputs) = mpsc::channel(limits::EVENTS_MAX);
+        let handle = Handle { inputs: sender, links: Arc::new(AtomicU64::new(1)) };
+        let tick = settings.tick;
+        let driver = Self {
+            cluster: Cluster::new(settings, Duration::ZERO),
+            tick,
+            started: Instant::now(),
+            handle: handle.clone(),
+            inputs,
+            routes,
+            nodes: HashMap::new(),
+            servers: HashMap::new(),
+            tickets: HashMap::new(),
+            ticket_next: 0,
+        };
+        (driver, handle)
+    }
+
+    /// Runs until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut ticker = tokio::time::interval(self.tick);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(input) = self.inputs.recv() => self.take(input),
+                _ = ticker.tick() => {
+                    for _ in 0..limits::EVENTS_PER_TURN {
+                        let Ok(input) = self.inputs.try_recv() else { break };
+                        self.take(input);
+                    }
+                    self.step(Event::Tick);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => {
+                if let Event::NodeClosed { link } = event {
+                    self.nodes.remove(&link);
+                } else if let Event::ServerClosed { link } = event {
+                    self.servers.remove(&link);
+                }
+                self.step(event);
+            }
+            Input::OpenNode { link, outbox, event } => {
+                self.nodes.insert(link, outbox);
+                self.step(event);
+            }
+            Input::OpenServer { link, outbox, event } => {
+                self.servers.insert(link, outbox);
+                self.step(event);
+            }
+            Input::Status(answer) => {
+                // Nobody waits any more if this fails.
+                let _ = answer.send(self.cluster.status());
+            }
+            Input::Drain { name, answer } => {
+                let ticket = Ticket(self.ticket_next);
+                self.ticket_next += 1;
+                self.tickets.insert(ticket, answer);
+                self.step(Event::Drain { name, ticket });
+            }
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let effects = self.cluster.step(event, self.started.elapsed());
+        for effect in effects {
+            self.carry_out(effect);
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Publish { view, held } => self.routes.publish(&view, &held),
+            Effect::Load { incarnation, sessions } => self.routes.load(incarnation, sessions),
+            Effect::ToNode { link, message } => {
+                if self.nodes.get(&link).is_some_and(|outbox| outbox.try_send(message).is_err()) {
+                    warn!("a steward does not read its messages; its connection is cut");
+                    self.nodes.remove(&link);
+                }
+            }
+            Effect::CloseNode { link } => {
+                self.nodes.remove(&link);
+            }
+            Effect::ToServer { link, message } => {
+                if self.servers.get(&link).is_some_and(|outbox| outbox.try_send(message).is_err()) {
+                    warn!("a server does not read its messages; its connection is cut");
+                    self.servers.remove(&link);
+                }
+            }
+            Effect::AwaitIdle { incarnation } => {
+                let (routes, handle) = (Arc::clone(&self.routes), self.handle.clone());
+                tokio::spawn(async move {
+                    routes.idle(incarnation).await;
+                    handle.tell(Event::Idle { incarnation }).await;
+                });
+            }
+            Effect::Answer { ticket, outcome } => {
+                if let Some(answer) = self.tickets.remove(&ticket) {
+                    let _ = answer.send(outcome);
+                }
+            }
+            Effect::Log(text) => info!("{text}"),
+        }
+    }
+}
