@@ -6,8 +6,9 @@ use selvage_fabric::ident::Cookie;
 use selvage_fabric::node::{Ack, AttachOptions, Node, OpenMode, Opened, Session};
 use selvage_tests::admin::AdminView;
 use selvage_tests::cluster::{Cluster, Options};
-use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product};
+use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product, workspace_root};
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -54,6 +55,24 @@ pub struct BenchCluster {
     runtime: Runtime,
 }
 
+/// The product for a test: where the environment says, or built now, in release and by a cargo call of its own, so that the
+/// tests' features do not reach it.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn product_for_tests() -> Result<Product> {
+    if std::env::var_os(PRODUCT_DIR_VARIABLE).is_some() {
+        return product();
+    }
+    let root = workspace_root();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = ["build", "--release", "-p", "selvage-session-server", "-p", "selvage-director"];
+    let built = Command::new(cargo).args(build).current_dir(root).status().context("cannot start cargo")?;
+    ensure!(built.success(), "the session server and the director cannot be built");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    Ok(Product { dir: target.join("release") })
+}
+
 /// The folder of the product's programs: where the environment says, or beside this program.
 ///
 /// # Errors
@@ -85,7 +104,7 @@ impl BenchCluster {
     ///
     /// # Errors
     /// If a program is missing or dies, or this process cannot join as node.
-    pub fn start(shape: &Shape) -> Result<Self> {
+    pub fn start(product: Product, shape: &Shape) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let memory = format!(
             "[memory]\nsessions_max = {}\ncache_bytes = {heap}\nlease_bytes = {heap}\n",
@@ -105,7 +124,7 @@ impl BenchCluster {
             nodes_are_launchers: true,
             ..Options::default()
         };
-        let cluster = runtime.block_on(Cluster::start(product()?, options))?;
+        let cluster = runtime.block_on(Cluster::start(product, options))?;
         let config = cluster.folder()?.config();
         let mut started = Self { node: None, cluster: Some(cluster), runtime };
         let node = Node::attach(Some(&config), Some(NODE), AttachOptions { wait: JOIN_WAIT })

@@ -4,7 +4,7 @@
 //! measured with server and client on one core and on two, and the better of the two counts. For Selvage the client is
 //! pinned to one core too; the session servers and the director run as they are.
 
-use crate::cluster::{BenchCluster, Shape, open};
+use crate::cluster::{BenchCluster, Shape, open, product};
 use crate::measure::{Measured, Recorder, cores, pin};
 use crate::redis::{Client, Redis, request};
 use crate::sample;
@@ -100,7 +100,7 @@ pub struct Row {
 pub fn run(length: Length) -> Result<Vec<Row>> {
     let folder = tempfile::tempdir().context("no temporary folder")?;
     let redis = Redis::start(folder.path())?;
-    let cluster = BenchCluster::start(&Shape { copies: COPIES, ..Shape::default() })?;
+    let cluster = BenchCluster::start(product()?, &Shape { copies: COPIES, ..Shape::default() })?;
     let rows = rounds(length, &redis, &cluster);
     cluster.stop()?;
     rows
@@ -171,7 +171,8 @@ impl RedisSide {
             (Contestant::RedisGetSet, &self.get_set),
         ];
         let pinning = Some(self.pinning);
-        rows.map(|(contestant, recorder)| Row { contestant, pinning, measured: recorder.finish() }).into_iter()
+        rows.map(|(contestant, recorder)| Row { contestant, pinning, measured: recorder.finish() })
+            .into_iter()
     }
 }
 
@@ -221,7 +222,8 @@ impl<'a> SelvageSide<'a> {
             (Contestant::ReadingRequest, &self.reading),
             (Contestant::Read, &self.read),
         ];
-        rows.map(|(contestant, recorder)| Row { contestant, pinning: None, measured: recorder.finish() }).into_iter()
+        rows.map(|(contestant, recorder)| Row { contestant, pinning: None, measured: recorder.finish() })
+            .into_iter()
     }
 }
 
