@@ -1,8 +1,7 @@
 //! A cluster on this host: session servers, director, and one nginx per web node, each a real process.
 //!
-//! Invariants: everything on disk is in the run folder; every process is recorded there before it does
-//! anything; a `Cluster` that is dropped has killed its processes and removed its folder and its shared
-//! memory.
+//! Invariants: everything on disk is in the run folder; every process is recorded there before it does anything; a
+//! `Cluster` that is dropped has killed its processes and removed its folder and its shared memory.
 
 mod files;
 mod folder;
@@ -63,6 +62,8 @@ pub struct Options {
     pub folder: Option<PathBuf>,
     /// Members that are configured, but started only later by [`Cluster::start_member`].
     pub later: Vec<String>,
+    /// The web nodes' processes have the launcher's own user, even if it is root: for programs that are a node themselves.
+    pub nodes_are_launchers: bool,
 }
 
 impl Default for Options {
@@ -77,11 +78,11 @@ impl Default for Options {
             admin_port: None,
             weights: Vec::new(),
             director: String::new(),
-            // Every segment is allocated whole at its start, so a cluster on one host takes no more than it
-            // needs.
+            // Every segment is allocated whole at its start, so a cluster on one host takes no more than it needs.
             tables: "[memory]\nsessions_max = 16384\ncache_bytes = 33554432\nlease_bytes = 33554432\n".into(),
             folder: None,
             later: Vec::new(),
+            nodes_are_launchers: false,
         }
     }
 }
@@ -124,7 +125,7 @@ pub struct WebUser {
 pub struct Cluster {
     options: Options,
     product: Product,
-    nginx: PathBuf,
+    nginx: Option<PathBuf>,
     place: Place,
     user: Option<WebUser>,
     config: Config,
@@ -152,8 +153,7 @@ impl Cluster {
     /// Starts a cluster and waits until the director's view shows every member up.
     ///
     /// # Errors
-    /// In one line what is wrong: a port that is taken, a missing program, a member that died, with the end
-    /// of its log.
+    /// In one line what is wrong: a port that is taken, a missing program, a member that died, with the end of its log.
     pub async fn start(product: Product, options: Options) -> Result<Self> {
         let mut cluster = Self::prepare(product, options)?;
         cluster.start_all().await?;
@@ -165,8 +165,13 @@ impl Cluster {
     /// # Errors
     /// See [`Self::start`].
     pub fn prepare(product: Product, options: Options) -> Result<Self> {
-        let nginx = find_program("nginx").ok_or_else(|| anyhow!("nginx is missing: run `cargo x setup`"))?;
-        let user = if rustix::process::geteuid().is_root() { Some(web_user()?) } else { None };
+        // A cluster whose nodes all come later, from elsewhere, needs no nginx.
+        let nginx = find_program("nginx");
+        if options.node_names().any(|node| !options.later.contains(&node)) {
+            nginx_of(&nginx)?;
+        }
+        let other_user = rustix::process::geteuid().is_root() && !options.nodes_are_launchers;
+        let user = if other_user { Some(web_user()?) } else { None };
         // Workers whose master is killed become ours, so that none of them stays as a zombie.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // The folder first: if it is a crashed run's, its processes hold the ports.
@@ -257,7 +262,7 @@ impl Cluster {
             user: self.user.as_ref(),
         };
         nginx.write()?;
-        let mut command = Command::new(&self.nginx);
+        let mut command = Command::new(nginx_of(&self.nginx)?);
         command.args(["-e", "stderr", "-p"]).arg(nginx.dir()).arg("-c").arg(nginx.dir().join("nginx.conf"));
         Ok(command)
     }
@@ -324,8 +329,7 @@ impl Cluster {
             .filter_map(|(name, process)| Some((name.clone(), process.ended()?)))
             .collect();
         for (name, _) in &ended {
-            // What is left of it cannot work without its first process: nginx workers without a master, for
-            // example.
+            // What is left of it cannot work without its first process: nginx workers without a master, for example.
             if let Some(process) = self.processes.remove(name) {
                 let _ = process.kill();
             }
@@ -380,8 +384,8 @@ impl Cluster {
         self.processes.values().map(|process| tail(&process.name, &process.log)).collect()
     }
 
-    /// Ends all members in the order in which they disturb each other least, bounded, removes everything, and
-    /// tells what the members themselves had left.
+    /// Ends all members in the order in which they disturb each other least, bounded, removes everything, and tells what
+    /// the members themselves had left.
     ///
     /// # Errors
     /// Something cannot be killed or removed.
@@ -508,6 +512,10 @@ impl Traces {
     }
 }
 
+fn nginx_of(found: &Option<PathBuf>) -> Result<&PathBuf> {
+    found.as_ref().ok_or_else(|| anyhow!("nginx is missing: run `cargo x setup`"))
+}
+
 /// The last lines of a log, in one.
 fn tail(name: &str, log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
@@ -526,8 +534,7 @@ fn port(wanted: Option<u16>, option: &str) -> Result<Port> {
     }
 }
 
-/// The run folder: given, or by port, so that a run finds what a crashed one on the same port left; unique
-/// without a port.
+/// The run folder: given, or by port, so that a run finds what a crashed one on the same port left; unique without a port.
 fn folder_path(options: &Options) -> Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     if let Some(folder) = &options.folder {
