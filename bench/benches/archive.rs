@@ -21,6 +21,11 @@ fn archive(c: &mut Criterion) {
         group.bench_function(format!("build/{bytes}"), |b| {
             b.iter(|| builder.build(&head, changes.over(Some(owned.session())), &limits).unwrap().len());
         });
+        group.bench_function(format!("build over, sizes unchanged/{bytes}"), |b| {
+            b.iter(|| {
+                builder.build_over(&head, owned.bytes(), owned.session(), &changes, &limits).unwrap().len()
+            });
+        });
         group.bench_function(format!("validate/{bytes}"), |b| {
             b.iter(|| validate(black_box(owned.bytes()), &limits).unwrap().attribute_count());
         });

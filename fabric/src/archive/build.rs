@@ -1,6 +1,7 @@
 //! Building archives from borrowed attributes, without an allocation per attribute.
 
 use super::format::{ArchivedSession, AttributeSource, SessionSource};
+use super::patch::patch;
 use super::read::ArchiveLimits;
 use super::value::{Value, ValueRef};
 use crate::error::{Error, ErrorKind, Origin, Result};
@@ -71,6 +72,11 @@ impl Changes {
         Merged { base: base.into_iter().flat_map(ArchivedSession::iter).peekable(), changes: &self.entries }
     }
 
+    /// The changes, sorted by name; `None` is a removal.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, Option<&Value>)> {
+        self.entries.iter().map(|(name, value)| (&**name, value.as_ref()))
+    }
+
     fn put(&mut self, name: &str, value: Option<Value>) {
         match self.position(name) {
             Ok(at) => self.entries[at].1 = value,
@@ -124,6 +130,26 @@ impl Builder {
     /// A builder.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Builds the archive of `head` with `changes` over the archive `base`, of which `session` is the root. Several times
+    /// faster than [`Self::build`], with the same result, if the changes change no sizes and the owner stays.
+    ///
+    /// # Errors
+    /// As [`Self::build`].
+    pub fn build_over(
+        &mut self,
+        head: &Head<'_>,
+        base: &[u8],
+        session: &ArchivedSession,
+        changes: &Changes,
+        limits: &ArchiveLimits,
+    ) -> Result<&[u8]> {
+        let fits = base.len() <= limits.archive_bytes_max;
+        if fits && patch(&mut self.buffer, head, base, session, changes).is_some() {
+            return Ok(&self.buffer);
+        }
+        self.build(head, changes.over(Some(session)), limits)
     }
 
     /// Builds an archive; the attributes must come sorted by name, each name once. The bytes stay until the next build.

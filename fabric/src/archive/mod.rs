@@ -5,6 +5,7 @@
 
 mod build;
 mod format;
+mod patch;
 mod read;
 #[cfg(test)]
 pub(crate) mod testing;

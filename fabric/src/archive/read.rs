@@ -1,7 +1,6 @@
 //! Reading archives: validation of hostile bytes, and access without copy to bytes that were validated when they entered.
 
-use super::format::ArchivedSession;
-
+use super::format::{ArchivedAttribute, ArchivedAttributeValue, ArchivedSession};
 use super::value::ValueRef;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{SessionId, Version};
@@ -67,9 +66,18 @@ impl ArchivedSession {
 
     /// An attribute, by binary search.
     pub fn get(&self, name: &str) -> Option<ValueRef<'_>> {
+        Some(self.attribute(name)?.value())
+    }
+
+    /// The archived value of an attribute.
+    pub(super) fn find(&self, name: &str) -> Option<&ArchivedAttributeValue> {
+        Some(&self.attribute(name)?.value)
+    }
+
+    fn attribute(&self, name: &str) -> Option<&ArchivedAttribute> {
         let attributes = self.attributes.as_slice();
         let at = attributes.binary_search_by(|attribute| attribute.name.as_str().cmp(name)).ok()?;
-        Some(attributes[at].value())
+        attributes.get(at)
     }
 
     /// The attributes, sorted by name.

@@ -118,6 +118,75 @@ fn a_rebuilt_archive_has_the_same_bytes() {
     }
 }
 
+/// Random changes over random sessions: the short way and the long way give the same bytes.
+#[test]
+fn building_over_a_base_gives_the_same_bytes_as_building() {
+    fn value(rng: &mut Rng) -> Value {
+        let len = [0, 1, 7, 8, 9, 40][rng.below(6) as usize];
+        match rng.below(5) {
+            0 => Value::Bytes((0..len).map(|_| rng.next() as u8).collect()),
+            1 => Value::Text((0..len).map(|_| char::from(b'a' + rng.below(26) as u8)).collect()),
+            2 => Value::I64(rng.next() as i64),
+            3 => Value::F64(rng.below(1000) as f64 / 7.0),
+            _ => Value::Bool(rng.below(2) == 0),
+        }
+    }
+    let limits = ArchiveLimits::default();
+    let (mut short_ways, mut builder, mut other) = (0, Builder::new(), Builder::new());
+    for seed in 1..=5_000 {
+        let mut rng = Rng(seed);
+        let attributes: BTreeMap<String, Value> = (0..rng.below(8))
+            .map(|n| (format!("{}{n}", "x".repeat(n as usize * 2)), value(&mut rng)))
+            .collect();
+        let owner = (rng.below(2) == 0).then_some("somebody");
+        let first = Head { owner, ..head() };
+        let base = builder.build(&first, borrowed(&attributes), &limits).unwrap();
+        let base = OwnedArchive::copy_of(base, &limits).unwrap();
+        let mut changes = Changes::default();
+        for name in attributes.keys().filter(|_| rng.below(3) == 0).cloned().collect::<Vec<_>>() {
+            match (rng.below(6), &attributes[&name]) {
+                (0, _) => changes.remove(&name),
+                (1, _) => changes.set(&name, value(&mut rng)),
+                (_, Value::I64(number)) => changes.set(&name, Value::I64(number ^ 1)),
+                (_, Value::Text(text)) => changes.set(&name, Value::Text("z".repeat(text.len()))),
+                (_, Value::Bytes(bytes)) => changes.set(&name, Value::Bytes(vec![0xff; bytes.len()])),
+                (_, same) => changes.set(&name, same.clone()),
+            }
+        }
+        if rng.below(10) == 0 {
+            changes.set("new", value(&mut rng));
+        }
+        let owner = if rng.below(10) == 0 { Some("somebody else") } else { owner };
+        let version = Version { epoch: 9, counter: seed };
+        let next = Head { id: SessionId([seed as u8; 16]), version, created_ms: seed, owner, ..first };
+        let mut buffer = AlignedVec::new();
+        short_ways += u32::from(
+            super::patch::patch(&mut buffer, &next, base.bytes(), base.session(), &changes).is_some(),
+        );
+        let expected = builder.build(&next, changes.over(Some(base.session())), &limits).unwrap();
+        let got = other.build_over(&next, base.bytes(), base.session(), &changes, &limits).unwrap();
+        assert!(got == expected, "seed {seed}: {changes:?} over {attributes:?}");
+    }
+    assert!((1_000..4_500).contains(&short_ways), "both ways are taken: {short_ways}");
+}
+
+/// A root that is not the base's, and a base over the limit, take the long way.
+#[test]
+fn building_over_a_foreign_base_is_refused_by_the_short_way() {
+    let (one, two) = (built(), built());
+    let limits = ArchiveLimits::default();
+    let session = validate(&two, &limits).unwrap();
+    let mut changes = Changes::default();
+    changes.set("count", Value::I64(1));
+    let mut buffer = AlignedVec::new();
+    assert_eq!(super::patch::patch(&mut buffer, &head(), &one, session, &changes), None);
+    assert_eq!(super::patch::patch(&mut buffer, &head(), &two[..10], session, &changes), None);
+    assert_eq!(super::patch::patch(&mut buffer, &head(), &two, session, &changes), Some(()));
+    let small = ArchiveLimits { archive_bytes_max: two.len() - 1, ..limits };
+    let error = Builder::new().build_over(&head(), &two, session, &changes, &small).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TooLarge);
+}
+
 #[test]
 fn bounds_are_errors_with_size_and_limit() {
     let mut builder = Builder::new();
