@@ -1,0 +1,75 @@
+//! One peer, served by one thread: hello, then request and answer, in order, until either side ends it.
+
+use crate::daemon::Access;
+use crate::decide::{ConnectionId, Event};
+use crate::execute::{Answer, Executor};
+use selvage_fabric::control::message::{Role, ToServer};
+use selvage_fabric::control::stream::Stream;
+use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
+use selvage_fabric::limits::{HELLO_WAIT, WAIT};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// How long a thread sleeps in a receive at most. A peer may be silent for ever; only its end matters.
+const RECEIVE_WAIT: Duration = Duration::from_secs(3600);
+
+/// Serves a peer until it ends. Bad peers are counted and cut off; nobody else notices.
+pub(crate) fn serve(executor: &Executor, access: &Access, connection: ConnectionId, socket: UnixStream) {
+    let (sender, answers) = mpsc::channel();
+    let served = socket
+        .try_clone()
+        .map_err(|error| Error::os(Origin::Server, "cannot hold a connection", error))
+        .and_then(|handle| {
+            // From here on the connection can be cut from outside, in its hello, too.
+            executor.connect(connection, sender, handle);
+            converse(executor, access, connection, socket, &answers)
+        });
+    executor.disconnect(connection);
+    executor.handle(Event::Closed { connection });
+    if let Err(error) = served {
+        match error.kind {
+            ErrorKind::Unreachable => tracing::debug!(connection = connection.0, "{error}"),
+            _ => {
+                tracing::warn!(connection = connection.0, "cut a peer off: {error}");
+                executor.handle(Event::BadPeer);
+            }
+        }
+    }
+}
+
+fn converse(
+    executor: &Executor,
+    access: &Access,
+    connection: ConnectionId,
+    socket: UnixStream,
+    answers: &mpsc::Receiver<Answer>,
+) -> Result<()> {
+    let mut stream = Stream::accepted(socket)?;
+    let pid = stream.peer().pid;
+    let greeted = executor.incarnation();
+    let (hello, protocol) = stream.server_hello(
+        &access.cluster,
+        greeted,
+        |hello, peer| access.check(&hello.role, peer.uid),
+        HELLO_WAIT,
+    )?;
+    tracing::debug!(connection = connection.0, pid, protocol, role = ?hello.role, "peer");
+    if let Role::Node { incarnation, .. } = &hello.role {
+        executor.hold_process(*incarnation, pid);
+    }
+    executor.handle(Event::Opened { connection, role: hello.role, pid, greeted });
+    loop {
+        let message: ToServer = match stream.recv(RECEIVE_WAIT) {
+            Ok((message, _)) => message,
+            Err(error) if error.kind == ErrorKind::Timeout => continue,
+            Err(error) => return Err(error),
+        };
+        executor.handle(Event::Request { connection, message });
+        match answers.recv() {
+            Ok(Answer::Message(message)) => stream.send(&message, None, WAIT)?,
+            Ok(Answer::Lease(message, lease)) => stream.send(&message, Some(lease.fd()), WAIT)?,
+            Ok(Answer::Cut) | Err(_) => return Ok(()),
+        }
+    }
+}
