@@ -3,7 +3,7 @@
 use crate::daemon::Access;
 use crate::decide::{ConnectionId, Event};
 use crate::execute::{Answer, Executor};
-use selvage_fabric::control::message::{Role, ToServer};
+use selvage_fabric::control::message::ToServer;
 use selvage_fabric::control::stream::Stream;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use selvage_fabric::limits::{HELLO_WAIT, WAIT};
@@ -55,9 +55,6 @@ fn converse(
         HELLO_WAIT,
     )?;
     tracing::debug!(connection = connection.0, pid, protocol, role = ?hello.role, "peer");
-    if let Role::Node { incarnation, .. } = &hello.role {
-        executor.hold_process(*incarnation, pid);
-    }
     executor.handle(Event::Opened { connection, role: hello.role, pid, greeted });
     loop {
         let message: ToServer = match stream.recv(RECEIVE_WAIT) {

@@ -11,7 +11,7 @@ use selvage_fabric::control::message::{FetchedArchive, FromServer, ServerReport}
 use selvage_fabric::error::{Error, ErrorKind, Origin};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::lease::{
-    LAYOUT_VERSION, LeaseGeometry, LeaseHeader, LeaseIndex, ScanReport, SessionCopy,
+    BadCells, LAYOUT_VERSION, LeaseGeometry, LeaseHeader, LeaseIndex, ScanReport, SessionCopy,
 };
 use selvage_fabric::limits::FETCH_BATCH_BYTES;
 use selvage_fabric::transport::shm::{self, ServerLease};
@@ -100,15 +100,6 @@ impl Executor {
         lock(&self.outboxes).remove(&connection);
     }
 
-    /// Holds the process behind a new connection of a node.
-    pub(crate) fn hold_process(&self, incarnation: Incarnation, pid: u32) {
-        let known = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        // Without a descriptor the process counts as gone with its last connection, which is all that can be known.
-        if let Some(Ok(pidfd)) = known.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
-            lock(&self.processes).insert((incarnation, pid), Watched { pidfd, lingers: false });
-        }
-    }
-
     /// The timer: heartbeats for the nodes to see, processes that are gone, expired sessions.
     pub(crate) fn tick(&self, beat: u64) {
         for lease in lock(&self.leases).values() {
@@ -148,7 +139,8 @@ impl Executor {
                 self.answer(connection, Answer::Message(message));
                 None
             }
-            Effect::SendLease { connection, lease, server } => {
+            Effect::SendLease { connection, incarnation, pid, lease, server } => {
+                self.hold_process(incarnation, pid);
                 self.send_lease(connection, lease, server);
                 None
             }
@@ -188,6 +180,15 @@ impl Executor {
                 lock(&self.processes).remove(&(incarnation, pid));
                 None
             }
+        }
+    }
+
+    /// Holds a process that is about to be given a lease. Its connection is open, so its number still means it.
+    fn hold_process(&self, incarnation: Incarnation, pid: u32) {
+        let known = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        // Without a descriptor the process counts as gone with its last connection, which is all that can be known.
+        if let Some(Ok(pidfd)) = known.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
+            lock(&self.processes).insert((incarnation, pid), Watched { pidfd, lingers: false });
         }
     }
 
@@ -241,19 +242,17 @@ impl Executor {
     fn seal(&self, lease: LeaseNumber) -> Event {
         let started = Instant::now();
         let memory = lock(&self.leases).get(&lease).cloned();
-        let scan = match &memory {
+        let indexed = match &memory {
             Some(memory) => {
                 memory.seal();
-                memory.scan(&self.archive_limits)
+                memory.scan(&self.archive_limits).map(|scan| (LeaseIndex::new(&scan), scan.bad))
             }
             None => Err(Error::new(ErrorKind::Gone, Origin::Server, "the lease has no memory")),
         };
-        let scan = scan.unwrap_or_else(|error| {
+        let (index, bad) = indexed.unwrap_or_else(|error| {
             tracing::error!(lease = lease.0, "cannot read a sealed lease: {error}");
-            ScanReport::default()
+            (LeaseIndex::new(&ScanReport::default()), BadCells::default())
         });
-        let index = LeaseIndex::new(&scan);
-        let bad = &scan.bad;
         let cells_bad = bad.checksum + bad.meaning + bad.misplaced + bad.bounds + bad.archive;
         if let Some(memory) = memory {
             tracing::info!(

@@ -124,8 +124,9 @@ pub enum ToServer {
         /// Nothing follows.
         last: bool,
     },
-    /// Node: the archives of sealed sessions. Only ids that the node has claimed are answered.
-    /// Answered by [`FromServer::Archives`]; a reply may hold fewer than asked: ask again for the rest.
+    /// Node: the archives of sealed sessions, which the node must have claimed. Answered by [`FromServer::Archives`]. A
+    /// reply may hold fewer than asked: ask again for the rest. An id that is not claimed or has no live copy here is
+    /// answered with `error` set, so that asking for the rest ends.
     Fetch {
         /// The sessions.
         ids: Vec<SessionId>,
@@ -238,9 +239,9 @@ pub struct ServerReport {
     pub incarnation: Incarnation,
     /// Its process.
     pub pid: u32,
-    /// The newest view that it has carried out.
+    /// The newest view that it has carried out: everything that it ends is sealed and indexed here.
     pub epoch: Epoch,
-    /// That view; `None` if it never had one. Used at a director's restart.
+    /// The newest view that it has accepted; `None` if it never had one. Used at a director's restart.
     pub view: Option<View>,
     /// Each lease.
     pub leases: Vec<LeaseReport>,

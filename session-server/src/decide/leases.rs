@@ -100,8 +100,9 @@ impl Server {
         if !self.peers.contains_key(&waiter.connection) {
             return Vec::new();
         }
-        self.processes.entry((incarnation, waiter.pid)).or_default().may_write = true;
-        vec![Effect::SendLease { connection: waiter.connection, lease, server: self.incarnation }]
+        let Waiter { connection, pid } = waiter;
+        self.processes.entry((incarnation, pid)).or_default().may_write = true;
+        vec![Effect::SendLease { connection, incarnation, pid, lease, server: self.incarnation }]
     }
 
     pub(super) fn lease_made(&mut self, number: LeaseNumber, result: Result<(), Error>) -> Vec<Effect> {

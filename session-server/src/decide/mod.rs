@@ -125,10 +125,14 @@ pub enum Effect {
         /// What.
         message: FromServer,
     },
-    /// Send [`FromServer::Lease`] with the lease's descriptor.
+    /// Send [`FromServer::Lease`] with the lease's descriptor. From now on the process may write, so hold on to it.
     SendLease {
         /// To whom.
         connection: ConnectionId,
+        /// The node's life.
+        incarnation: Incarnation,
+        /// The process.
+        pid: u32,
         /// Which lease.
         lease: LeaseNumber,
         /// The server's life (R6).
@@ -354,11 +358,13 @@ impl Server {
         if process.connections > 0 {
             return Vec::new();
         }
-        if process.may_write {
+        let lives = self.view.as_ref().is_some_and(|view| view.node(incarnation).is_some());
+        if process.may_write && lives {
             return vec![Effect::WatchProcess { incarnation, pid }];
         }
+        let may_write = process.may_write;
         self.processes.remove(&key);
-        vec![Effect::ForgetProcess { incarnation, pid }]
+        if may_write { vec![Effect::ForgetProcess { incarnation, pid }] } else { Vec::new() }
     }
 
     fn request(&mut self, connection: ConnectionId, message: ToServer) -> Vec<Effect> {

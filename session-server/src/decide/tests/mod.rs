@@ -148,7 +148,7 @@ impl World {
                 self.sent.entry(connection).or_default().push(message);
                 None
             }
-            Effect::SendLease { connection, lease, server } => {
+            Effect::SendLease { connection, lease, server, .. } => {
                 let message = FromServer::Lease {
                     lease: lease.0,
                     server,
