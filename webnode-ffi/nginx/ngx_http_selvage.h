@@ -3,16 +3,16 @@
  *
  *   module.c    directives, configuration, the life of a worker process
  *   wait.c      operations under way: the completion descriptor in the event loop, and who waits for what
- *   session.c   opening a request's session; the session of ordinary locations; cookies
+ *   session.c   a request's context, cookies, and the session of ordinary locations
  *   api.c       the content handler of session data
  *   answer.c    responses
  *
  * Invariants:
  *   1. Nothing here blocks: only _start forms and functions that never wait are called.
- *   2. A request may end while its operation is under way. An operation is therefore not in the request's pool, and
- *      points to the request only until the request's cleanup has run.
- *   3. A session handle is open only while its request computes; never while a response is sent, a body is read or
- *      another handler produces content.
+ *   2. A request may end while its operation is under way. An operation is therefore not in the request's
+ *      pool, and points to the request only until the request's cleanup has run.
+ *   3. A session handle is open only while its request computes; never while a response is sent, a body is
+ *      read or another handler produces content.
  */
 #ifndef NGX_HTTP_SELVAGE_H
 #define NGX_HTTP_SELVAGE_H
@@ -50,6 +50,15 @@ typedef struct {
 /* Goes on with a request after an operation; what `done` points to lives only for the call. */
 typedef void (*ngx_http_selvage_resume_pt)(ngx_http_request_t *r, const selvage_completion *done);
 
+typedef enum {
+    NGX_HTTP_SELVAGE_OPEN_EXCLUSIVE,
+    NGX_HTTP_SELVAGE_OPEN_READ_ONLY,
+    NGX_HTTP_SELVAGE_CREATE_SESSION,
+    NGX_HTTP_SELVAGE_COMMIT,
+    NGX_HTTP_SELVAGE_DESTROY,
+    NGX_HTTP_SELVAGE_RENEW
+} ngx_http_selvage_operation_e;
+
 /* An operation that may be under way (invariant 2). */
 typedef struct {
     ngx_http_request_t *request;
@@ -65,11 +74,13 @@ typedef enum {
 
 /* What the module knows about a request; survives internal redirects. */
 typedef struct {
+    ngx_http_selvage_main_conf_t *main;
     selvage_session *session;
     ngx_http_selvage_operation_t *operation;
     selvage_cookie cookie;
-    /* The answer to the phase handler that waits. */
-    ngx_int_t phase_result;
+    /* How the look at an ordinary location's session ended, and where the session is. */
+    selvage_status phase_status;
+    selvage_tag elsewhere;
     /* For the API: what is asked for, and of which attribute. */
     ngx_http_selvage_target_e target;
     ngx_str_t name;
@@ -91,14 +102,14 @@ extern ngx_module_t ngx_http_selvage_module;
 /* wait.c */
 ngx_int_t ngx_http_selvage_doorbell_open(ngx_http_selvage_main_conf_t *smcf, ngx_log_t *log);
 void ngx_http_selvage_doorbell_close(ngx_http_selvage_main_conf_t *smcf);
-void ngx_http_selvage_start_open(ngx_http_request_t *r, uint32_t mode, ngx_http_selvage_resume_pt resume);
-void ngx_http_selvage_start_commit(ngx_http_request_t *r, ngx_http_selvage_resume_pt resume);
-void ngx_http_selvage_start_destroy(ngx_http_request_t *r, ngx_http_selvage_resume_pt resume);
-void ngx_http_selvage_start_regenerate(ngx_http_request_t *r, ngx_http_selvage_resume_pt resume);
+void ngx_http_selvage_start(ngx_http_request_t *r, ngx_http_selvage_operation_e what,
+    ngx_http_selvage_resume_pt resume);
+void ngx_http_selvage_abandon(ngx_http_selvage_main_conf_t *smcf, ngx_http_selvage_operation_t *operation);
 
 /* session.c */
 ngx_http_selvage_ctx_t *ngx_http_selvage_ctx(ngx_http_request_t *r);
 void ngx_http_selvage_read_cookie(ngx_http_request_t *r, ngx_http_selvage_ctx_t *ctx);
+ngx_int_t ngx_http_selvage_adopt(ngx_http_request_t *r, ngx_http_selvage_ctx_t *ctx);
 ngx_int_t ngx_http_selvage_set_cookie(ngx_http_request_t *r, ngx_http_selvage_ctx_t *ctx);
 ngx_int_t ngx_http_selvage_clear_cookie(ngx_http_request_t *r);
 void ngx_http_selvage_close_session(ngx_http_selvage_ctx_t *ctx);
@@ -109,9 +120,11 @@ ngx_int_t ngx_http_selvage_api_handler(ngx_http_request_t *r);
 
 /* answer.c */
 ngx_int_t ngx_http_selvage_add_header(ngx_http_request_t *r, const char *name, const char *value, size_t len);
-ngx_int_t ngx_http_selvage_answer(ngx_http_request_t *r, ngx_uint_t status, const char *type, ngx_str_t *body);
+ngx_int_t ngx_http_selvage_add_commit_headers(ngx_http_request_t *r);
+ngx_int_t ngx_http_selvage_answer(ngx_http_request_t *r, ngx_uint_t status, const char *type,
+    ngx_str_t *body);
 ngx_int_t ngx_http_selvage_answer_line(ngx_http_request_t *r, ngx_uint_t status, const char *line);
-ngx_int_t ngx_http_selvage_answer_failure(ngx_http_request_t *r, selvage_status status);
-ngx_int_t ngx_http_selvage_answer_elsewhere(ngx_http_request_t *r, const selvage_tag *tag);
+ngx_int_t ngx_http_selvage_answer_status(ngx_http_request_t *r, selvage_status status,
+    const selvage_tag *elsewhere);
 
 #endif

@@ -178,7 +178,7 @@ ngx_http_selvage_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     }
     if (slcf->session != NGX_HTTP_SELVAGE_OFF && !smcf->set) {
         ngx_conf_log_error(NGX_LOG_EMERG, cf, 0,
-                           "sessions are used, but no \"selvage <configuration file>\" stands in the http block");
+                           "sessions are used, but the http block has no \"selvage <configuration file>\"");
         return NGX_CONF_ERROR;
     }
     return NGX_CONF_OK;

@@ -19,6 +19,7 @@ ngx_int_t
 ngx_http_selvage_doorbell_open(ngx_http_selvage_main_conf_t *smcf, ngx_log_t *log)
 {
     ngx_connection_t *c;
+    ngx_uint_t flags;
     int fd;
 
     if (selvage_node_completion_fd(smcf->node, &fd) != SELVAGE_STATUS_OK) {
@@ -33,10 +34,8 @@ ngx_http_selvage_doorbell_open(ngx_http_selvage_main_conf_t *smcf, ngx_log_t *lo
     c->read->handler = ngx_http_selvage_doorbell_handler;
     c->write->log = log;
     c->write->handler = ngx_http_selvage_write_handler;
-    if (ngx_add_event(c->read, NGX_READ_EVENT, (ngx_event_flags & NGX_USE_CLEAR_EVENT) ? NGX_CLEAR_EVENT
-                                                                                     : NGX_LEVEL_EVENT)
-        != NGX_OK)
-    {
+    flags = (ngx_event_flags & NGX_USE_CLEAR_EVENT) ? NGX_CLEAR_EVENT : NGX_LEVEL_EVENT;
+    if (ngx_add_event(c->read, NGX_READ_EVENT, flags) != NGX_OK) {
         ngx_free_connection(c);
         c->fd = (ngx_socket_t) -1;
         return NGX_ERROR;
@@ -131,34 +130,60 @@ ngx_http_selvage_complete(ngx_http_selvage_main_conf_t *smcf, const selvage_comp
     ngx_http_set_log_request(c->log, r);
     ctx = ngx_http_selvage_ctx(r);
     ctx->operation = NULL;
+    r->read_event_handler = ngx_http_block_reading;
     resume(r, done);
     ngx_http_run_posted_requests(c);
 }
 
 
-static ngx_http_selvage_operation_t *
-ngx_http_selvage_operation(ngx_http_request_t *r, ngx_http_selvage_resume_pt resume)
+/* Hands what is to be done to the library; `now` is as the library documents it. */
+static selvage_status
+ngx_http_selvage_begin(ngx_http_request_t *r, ngx_http_selvage_operation_e what, void *operation,
+    selvage_completion *now)
 {
-    ngx_http_selvage_operation_t *operation = ngx_alloc(sizeof(ngx_http_selvage_operation_t), r->connection->log);
+    ngx_http_selvage_main_conf_t *smcf = ngx_http_get_module_main_conf(r, ngx_http_selvage_module);
+    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
 
-    if (operation != NULL) {
-        operation->request = r;
-        operation->resume = resume;
+    switch (what) {
+    case NGX_HTTP_SELVAGE_OPEN_EXCLUSIVE:
+        return selvage_session_open_start(smcf->node, &ctx->cookie, SELVAGE_OPEN_EXCLUSIVE, operation, now);
+    case NGX_HTTP_SELVAGE_OPEN_READ_ONLY:
+        return selvage_session_open_start(smcf->node, &ctx->cookie, SELVAGE_OPEN_READ_ONLY, operation, now);
+    case NGX_HTTP_SELVAGE_CREATE_SESSION:
+        return selvage_session_create_start(smcf->node, NULL, 0, operation, now);
+    case NGX_HTTP_SELVAGE_COMMIT:
+        return selvage_session_commit_start(ctx->session, SELVAGE_ACK_ALL, operation, now);
+    case NGX_HTTP_SELVAGE_DESTROY:
+        return selvage_session_destroy_start(ctx->session, operation, now);
+    case NGX_HTTP_SELVAGE_RENEW:
+        return selvage_session_regenerate_start(ctx->session, operation, now);
     }
-    return operation;
+    return SELVAGE_STATUS_INTERNAL;
 }
 
 
-/* What a start function answered: wait for the completion, or go on at once. */
-static void
-ngx_http_selvage_started(ngx_http_selvage_operation_t *operation, selvage_status status, selvage_completion *now)
+void
+ngx_http_selvage_start(ngx_http_request_t *r, ngx_http_selvage_operation_e what,
+    ngx_http_selvage_resume_pt resume)
 {
-    ngx_http_request_t *r = operation->request;
-    ngx_http_selvage_resume_pt resume = operation->resume;
     ngx_http_selvage_main_conf_t *smcf = ngx_http_get_module_main_conf(r, ngx_http_selvage_module);
+    ngx_http_selvage_operation_t *operation;
+    selvage_completion now;
 
-    if (status == SELVAGE_STATUS_PENDING) {
+    ngx_memzero(&now, sizeof(now));
+    operation = ngx_alloc(sizeof(ngx_http_selvage_operation_t), r->connection->log);
+    if (operation == NULL) {
+        now.status = SELVAGE_STATUS_INTERNAL;
+        resume(r, &now);
+        return;
+    }
+    operation->request = r;
+    operation->resume = resume;
+
+    now.status = ngx_http_selvage_begin(r, what, operation, &now);
+    if (now.status == SELVAGE_STATUS_PENDING) {
         ngx_http_selvage_ctx(r)->operation = operation;
+        r->read_event_handler = ngx_http_test_reading;
         smcf->underway++;
         if (!smcf->linger.timer_set) {
             ngx_add_timer(&smcf->linger, NGX_HTTP_SELVAGE_LINGER_INTERVAL);
@@ -167,92 +192,18 @@ ngx_http_selvage_started(ngx_http_selvage_operation_t *operation, selvage_status
     }
 
     ngx_free(operation);
-    now->status = status;
-    resume(r, now);
-}
-
-
-static void
-ngx_http_selvage_no_memory(ngx_http_request_t *r, ngx_http_selvage_resume_pt resume)
-{
-    selvage_completion now;
-
-    ngx_memzero(&now, sizeof(now));
-    now.status = SELVAGE_STATUS_INTERNAL;
     resume(r, &now);
 }
 
 
+/* The request ends while its operation may be under way (invariant 2). */
 void
-ngx_http_selvage_start_open(ngx_http_request_t *r, uint32_t mode, ngx_http_selvage_resume_pt resume)
+ngx_http_selvage_abandon(ngx_http_selvage_main_conf_t *smcf, ngx_http_selvage_operation_t *operation)
 {
-    ngx_http_selvage_main_conf_t *smcf = ngx_http_get_module_main_conf(r, ngx_http_selvage_module);
-    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
-    ngx_http_selvage_operation_t *operation;
-    selvage_completion now;
-
-    ngx_memzero(&now, sizeof(now));
-    if (smcf->node == NULL) {
-        now.status = SELVAGE_STATUS_NOT_READY;
-        resume(r, &now);
+    if (selvage_node_cancel(smcf->node, operation) == SELVAGE_STATUS_OK) {
+        smcf->underway--;
+        ngx_free(operation);
         return;
     }
-    operation = ngx_http_selvage_operation(r, resume);
-    if (operation == NULL) {
-        ngx_http_selvage_no_memory(r, resume);
-        return;
-    }
-    ngx_http_selvage_started(operation,
-                             selvage_session_open_start(smcf->node, &ctx->cookie, mode, operation, &now), &now);
-}
-
-
-void
-ngx_http_selvage_start_commit(ngx_http_request_t *r, ngx_http_selvage_resume_pt resume)
-{
-    ngx_http_selvage_operation_t *operation = ngx_http_selvage_operation(r, resume);
-    selvage_completion now;
-
-    if (operation == NULL) {
-        ngx_http_selvage_no_memory(r, resume);
-        return;
-    }
-    ngx_memzero(&now, sizeof(now));
-    ngx_http_selvage_started(operation,
-                             selvage_session_commit_start(ngx_http_selvage_ctx(r)->session, SELVAGE_ACK_ALL,
-                                                          operation, &now),
-                             &now);
-}
-
-
-void
-ngx_http_selvage_start_destroy(ngx_http_request_t *r, ngx_http_selvage_resume_pt resume)
-{
-    ngx_http_selvage_operation_t *operation = ngx_http_selvage_operation(r, resume);
-    selvage_completion now;
-
-    if (operation == NULL) {
-        ngx_http_selvage_no_memory(r, resume);
-        return;
-    }
-    ngx_memzero(&now, sizeof(now));
-    ngx_http_selvage_started(operation,
-                             selvage_session_destroy_start(ngx_http_selvage_ctx(r)->session, operation, &now), &now);
-}
-
-
-void
-ngx_http_selvage_start_regenerate(ngx_http_request_t *r, ngx_http_selvage_resume_pt resume)
-{
-    ngx_http_selvage_operation_t *operation = ngx_http_selvage_operation(r, resume);
-    selvage_completion now;
-
-    if (operation == NULL) {
-        ngx_http_selvage_no_memory(r, resume);
-        return;
-    }
-    ngx_memzero(&now, sizeof(now));
-    ngx_http_selvage_started(operation,
-                             selvage_session_regenerate_start(ngx_http_selvage_ctx(r)->session, operation, &now),
-                             &now);
+    operation->request = NULL;
 }
