@@ -4,6 +4,7 @@ use crate::client::{Answer, Connection};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use http::Method;
+use selvage_fabric::ident::{Epoch, Incarnation};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,14 +13,16 @@ use std::time::{Duration, Instant};
 /// `GET /admin/view`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct AdminView {
-    /// Number of the view, as `term.number`.
-    pub epoch: String,
+    /// Number of the view.
+    pub epoch: Epoch,
     /// Every configured node.
     pub nodes: Vec<AdminNode>,
     /// Every configured server.
     pub servers: Vec<AdminServer>,
+    /// Ended node incarnations whose sessions are not all adopted yet.
+    pub dead: Vec<AdminDead>,
     /// Sessions by number of safe copies, over all live nodes.
-    pub protection: BTreeMap<u32, u64>,
+    pub protection: BTreeMap<String, u64>,
 }
 
 /// A node there.
@@ -27,10 +30,12 @@ pub struct AdminView {
 pub struct AdminNode {
     /// Its name.
     pub name: String,
-    /// Tag of its incarnation, as in cookies; null without one.
-    pub tag: Option<String>,
+    /// Tag of its incarnation, as in cookies; empty without one.
+    pub tag: String,
     /// `up`, `draining`, `drained` or `down`.
     pub state: String,
+    /// The newest view that it has carried out.
+    pub epoch: Epoch,
     /// Sessions in its cache.
     pub sessions: u64,
     /// Its processes.
@@ -48,8 +53,19 @@ pub struct AdminServer {
     pub sessions: u64,
     /// Memory of its leases.
     pub bytes: u64,
-    /// Its process.
-    pub pid: Option<u32>,
+    /// Its process; 0 if it is down.
+    pub pid: u32,
+}
+
+/// An ended node incarnation there.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AdminDead {
+    /// The node's name.
+    pub name: String,
+    /// Tag of the life that is over.
+    pub tag: String,
+    /// Copies of its sessions that nobody has settled yet.
+    pub unsettled: u64,
 }
 
 /// A client of the admin API.
@@ -171,14 +187,34 @@ impl AdminView {
             && self.servers.iter().all(|server| server.state == "up")
     }
 
+    /// The incarnation of this node, if it is alive.
+    pub fn incarnation(&self, node: &str) -> Option<Incarnation> {
+        Incarnation::from_tag(&self.node(node)?.tag)
+    }
+
+    /// Name of the node whose incarnation this is.
+    pub fn host(&self, incarnation: Incarnation) -> Option<&str> {
+        let tag = incarnation.tag();
+        self.nodes.iter().find(|node| node.tag == tag).map(|node| node.name.as_str())
+    }
+
     /// Sessions on all live nodes.
     pub fn sessions(&self) -> u64 {
         self.protection.values().sum()
     }
 
-    /// Whether at least `sessions` sessions are hosted and each has `copies` copies.
+    /// Copies on all servers that are up.
+    pub fn copies(&self) -> u64 {
+        self.servers.iter().map(|server| server.sessions).sum()
+    }
+
+    /// Whether at least `sessions` sessions are hosted, each has `copies` copies, nothing is left to adopt, and all nodes
+    /// say so in the light of this very view: an older statement may count copies on a server that is gone.
     pub fn protects(&self, sessions: u64, copies: u32) -> bool {
-        self.sessions() >= sessions
-            && self.protection.iter().all(|(have, count)| *have >= copies || *count == 0)
+        let safe = |have: &str| have.parse().is_ok_and(|have: u32| have >= copies);
+        self.dead.is_empty()
+            && self.nodes.iter().all(|node| node.tag.is_empty() || node.epoch == self.epoch)
+            && self.sessions() >= sessions
+            && self.protection.iter().all(|(have, count)| safe(have) || *count == 0)
     }
 }

@@ -54,7 +54,7 @@ struct Show<'a> {
 /// The cluster failed, or something that was acked is lost.
 pub fn main(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[setup::RUN])?;
-    let product = Product::build()?;
+    let product = Product::ready()?;
     runtime()?.block_on(async {
         let mut stop = Stop::new()?;
         // When a signal comes, the cluster is dropped with the future, and takes everything with it.
@@ -118,10 +118,9 @@ impl Show<'_> {
 
     async fn kill_node(&mut self, name: &str) -> Result<()> {
         let host = self.incarnation(name).await?;
-        let tag = host.tag();
         let kill = self.cluster.kill(name)?;
-        // Its tag has left the view, and what it hosted is safe on the others.
-        let gone = |view: &AdminView| view.nodes.iter().all(|node| node.tag.as_deref() != Some(&tag));
+        // It has left the view, and what it hosted is safe on the others.
+        let gone = |view: &AdminView| view.host(host).is_none();
         let safe = self.until("a dead node's sessions are safe again", kill.sent, gone).await?;
         self.rest().await;
         let served = self.load.first_moved(host, kill.sent);
@@ -153,8 +152,7 @@ impl Show<'_> {
         let host = self.incarnation(name).await?;
         let began = Instant::now();
         self.admin.drain(name).await?;
-        let drained =
-            |view: &AdminView| view.node(name).is_some_and(|node| node.tag.is_none() && node.sessions == 0);
+        let drained = |view: &AdminView| view.node_is(name, "drained");
         let safe = self.until("a drained node has handed everything over", began, drained).await?;
         self.rest().await;
         let served = self.load.first_moved(host, began);
@@ -182,9 +180,7 @@ impl Show<'_> {
 
     async fn incarnation(&mut self, name: &str) -> Result<Incarnation> {
         let view = self.admin.view().await?;
-        let tag = view.node(name).and_then(|node| node.tag.clone());
-        tag.and_then(|tag| Incarnation::from_tag(&tag))
-            .with_context(|| format!("{name} has no tag: {view:?}"))
+        view.incarnation(name).with_context(|| format!("{name} has no incarnation: {view:?}"))
     }
 
     async fn rest(&self) {

@@ -40,7 +40,7 @@ pub struct Stop {
 /// The cluster cannot be started or stopped.
 pub fn main(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[setup::RUN])?;
-    let product = Product::build()?;
+    let product = Product::ready()?;
     runtime()?.block_on(run(product, arguments))
 }
 

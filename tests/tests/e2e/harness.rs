@@ -1,0 +1,263 @@
+//! What the end-to-end tests share: a cluster that must leave nothing, and guests whose data can be compared.
+
+use bytes::Bytes;
+use selvage_fabric::ident::Incarnation;
+use selvage_fabric::placement;
+use selvage_fabric::view::ServerEntry;
+use selvage_tests::admin::{Admin, AdminView};
+use selvage_tests::client::{Answer, Browser, CookieValue};
+use selvage_tests::cluster::{Cluster, Options, Traces};
+use selvage_tests::product::Product;
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+/// Longest wait for any state that a cluster must reach by itself.
+pub const SOON: Duration = Duration::from_secs(10);
+/// Browsers at work at the same time.
+const BROWSERS: usize = 16;
+
+/// Under `cargo test` all tests are threads of one process: this keeps most of them from starting a cluster at once.
+/// (nextest runs each test in a process of its own, and has a test group for this.)
+static CLUSTERS: Semaphore = Semaphore::const_new(2);
+
+/// A cluster under test.
+pub struct Stage {
+    cluster: Option<Cluster>,
+    traces: Traces,
+    _permit: SemaphorePermit<'static>,
+}
+
+impl Stage {
+    /// A cluster with these numbers and small memories.
+    pub async fn new(nodes: u32, servers: u32, copies: u32) -> Self {
+        Self::with(Options { nodes, servers, copies, ..options() }).await
+    }
+
+    /// A cluster with these options.
+    pub async fn with(options: Options) -> Self {
+        let permit = CLUSTERS.acquire().await.unwrap();
+        let cluster = Cluster::start(Product::ready().unwrap(), options).await.unwrap();
+        let traces = cluster.traces();
+        Self { cluster: Some(cluster), traces, _permit: permit }
+    }
+
+    /// Stops the cluster: every member ends when asked, and nothing is left.
+    pub fn end(mut self) {
+        let remains = self.cluster.take().unwrap().stop().unwrap();
+        assert!(remains.killed.is_empty(), "did not end when asked: {:?}", remains.killed);
+        assert_eq!(self.traces.left(), Vec::<String>::new());
+    }
+
+    /// Ends the cluster, in which nothing was killed: the members themselves must have removed their shared memory.
+    pub fn end_untouched(mut self) {
+        let remains = self.cluster.take().unwrap().stop().unwrap();
+        assert!(remains.killed.is_empty(), "did not end when asked: {:?}", remains.killed);
+        assert!(remains.segments.is_empty(), "members left shared memory: {:?}", remains.segments);
+        assert_eq!(self.traces.left(), Vec::<String>::new());
+    }
+
+    /// Waits for a state of the view.
+    pub async fn until(&self, wish: &str, good: impl Fn(&AdminView) -> bool) -> AdminView {
+        self.admin().until(wish, SOON, good).await.unwrap()
+    }
+
+    /// Waits until that many sessions are hosted and each has that many copies.
+    pub async fn until_protected(&self, sessions: usize, copies: u32) -> AdminView {
+        let wish = format!("{sessions} sessions with {copies} copies each");
+        self.until(&wish, |view| view.protects(sessions as u64, copies)).await
+    }
+
+    /// Waits until this node life is over and all it hosted is safe elsewhere.
+    pub async fn until_taken_over(&self, from: Incarnation, sessions: usize, copies: u32) -> AdminView {
+        let wish = format!("all of {sessions} sessions on other nodes, with {copies} copies each");
+        self.until(&wish, |view| view.host(from).is_none() && view.protects(sessions as u64, copies)).await
+    }
+
+    /// The incarnation of a node that is up.
+    pub async fn incarnation(&self, node: &str) -> Incarnation {
+        self.admin().view().await.unwrap().incarnation(node).unwrap_or_else(|| panic!("{node} is not up"))
+    }
+
+    /// Starts members again and waits until the view has them.
+    pub async fn restart(&mut self, names: &[&str]) {
+        for name in names {
+            self.start_member(name).unwrap();
+        }
+        self.wait_up().await.unwrap();
+    }
+
+    /// The names of the servers that placement chooses for a session while all are up.
+    pub fn placement_of(&self, cookie: &CookieValue) -> Vec<String> {
+        let config = self.config();
+        let entry = |server: &selvage_fabric::config::Server| ServerEntry {
+            name: server.name.clone(),
+            incarnation: Incarnation(1),
+            weight: server.weight,
+            socket: String::new(),
+        };
+        let servers: Vec<ServerEntry> = config.servers.iter().map(entry).collect();
+        let chosen = placement::servers_for(cookie.id, &servers, config.cluster.copies);
+        chosen.iter().map(|at| servers[at].name.clone()).collect()
+    }
+
+    /// How many of the guests' sessions placement puts on each server.
+    pub fn placed(&self, guests: &[Guest]) -> BTreeMap<String, u64> {
+        let mut placed: BTreeMap<String, u64> =
+            self.config().servers.iter().map(|server| (server.name.clone(), 0)).collect();
+        for name in guests.iter().flat_map(|guest| self.placement_of(&guest.cookie)) {
+            *placed.entry(name).or_default() += 1;
+        }
+        placed
+    }
+}
+
+impl Deref for Stage {
+    type Target = Cluster;
+    fn deref(&self) -> &Cluster {
+        self.cluster.as_ref().unwrap()
+    }
+}
+
+impl DerefMut for Stage {
+    fn deref_mut(&mut self) -> &mut Cluster {
+        self.cluster.as_mut().unwrap()
+    }
+}
+
+/// Options of a small cluster.
+pub fn options() -> Options {
+    let tables = "[memory]\nsessions_max = 4096\ncache_bytes = 16777216\nlease_bytes = 16777216\n";
+    Options { tables: tables.into(), ..Options::default() }
+}
+
+/// How many copies each server holds, by the view.
+pub fn copies_by_server(view: &AdminView) -> BTreeMap<String, u64> {
+    view.servers.iter().map(|server| (server.name.clone(), server.sessions)).collect()
+}
+
+/// Somebody with a session, and what must be in it.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// The newest cookie.
+    pub cookie: CookieValue,
+    /// The attributes and their values.
+    pub attributes: BTreeMap<String, Bytes>,
+}
+
+/// What a guest found.
+#[derive(Debug, Clone)]
+pub struct Visit {
+    /// The guest, with the cookie that came back.
+    pub guest: Guest,
+    /// Whether it was the same session with all its data.
+    pub whole: bool,
+    /// Name of the node that answered.
+    pub node: String,
+    /// Copies that the node reported.
+    pub copies: u64,
+}
+
+/// Creates sessions with different attributes; each change must have reached `copies` copies.
+pub async fn guests(stage: &Stage, count: usize, copies: u32) -> Vec<Guest> {
+    let address = stage.address();
+    let work = |number: usize| async move {
+        let mut browser = Browser::new(address);
+        let mut attributes = BTreeMap::new();
+        for (name, value) in [
+            ("user", format!("user {number}")),
+            ("cart", format!("{number};").repeat(40 + number % 60)),
+            ("empty", String::new()),
+        ] {
+            let answer = browser.put(&format!("/session/{name}"), value.clone()).await.unwrap();
+            assert!(answer.status.is_success(), "{}: {}", answer.status, answer.text());
+            assert_eq!(answer.copies(), Some(copies), "copies of a change");
+            attributes.insert(name.to_owned(), Bytes::from(value));
+        }
+        for _ in 0..=number % 3 {
+            let answer = browser.post("/session/n/incr").await.unwrap();
+            assert_eq!(answer.copies(), Some(copies), "{}: {}", answer.status, answer.text());
+            attributes.insert("n".into(), Bytes::from(answer.text().trim().to_owned()));
+        }
+        assert_eq!(attributes["n"], (number % 3 + 1).to_string());
+        Guest { cookie: browser.cookie.expect("a session cookie"), attributes }
+    };
+    in_parallel((0..count).collect(), work).await
+}
+
+/// Every guest looks at its whole session and at each attribute.
+pub async fn visit_all(stage: &Stage, guests: &[Guest]) -> Vec<Visit> {
+    let address = stage.address();
+    in_parallel(guests.to_vec(), |guest: Guest| async move {
+        let mut browser = Browser::with_cookie(address, guest.cookie.clone());
+        let whole = browser.get("/session").await.unwrap();
+        assert!(whole.status.is_success(), "{}: {}", whole.status, whole.text());
+        let json = whole.json().unwrap();
+        let names: Vec<String> = json["attributes"].as_object().unwrap().keys().cloned().collect();
+        let mut same = json["id"] == guest.cookie.id.to_string()
+            && browser.cookie.as_ref().is_some_and(|cookie| cookie.id == guest.cookie.id)
+            && names.iter().eq(guest.attributes.keys());
+        for (name, value) in guest.attributes.iter().filter(|_| same) {
+            let answer = browser.get(&format!("/session/{name}")).await.unwrap();
+            same &= answer.status.is_success() && answer.body.trim_ascii_end() == value.trim_ascii_end();
+        }
+        Visit {
+            whole: same,
+            node: json["node"].as_str().unwrap().to_owned(),
+            copies: json["copies"].as_u64().unwrap(),
+            guest: Guest { cookie: browser.cookie.expect("a cookie"), attributes: guest.attributes },
+        }
+    })
+    .await
+}
+
+/// Every guest finds its whole session; their newest cookies come back.
+pub async fn all_find_all(stage: &Stage, guests: &[Guest]) -> Vec<Guest> {
+    let visits = visit_all(stage, guests).await;
+    let lost = visits.iter().filter(|visit| !visit.whole).count();
+    assert_eq!(lost, 0, "sessions of {} that are not whole", visits.len());
+    visits.into_iter().map(|visit| visit.guest).collect()
+}
+
+/// Does `work` for every item, some at a time, and keeps the order.
+async fn in_parallel<A, B, F>(items: Vec<A>, work: impl Fn(A) -> F + Clone + Send + 'static) -> Vec<B>
+where
+    A: Send + 'static,
+    B: Send + 'static,
+    F: Future<Output = B> + Send,
+{
+    let mut lanes: Vec<Vec<(usize, A)>> = (0..BROWSERS).map(|_| Vec::new()).collect();
+    for (at, item) in items.into_iter().enumerate() {
+        lanes[at % BROWSERS].push((at, item));
+    }
+    let tasks: Vec<_> = lanes
+        .into_iter()
+        .map(|lane| {
+            let work = work.clone();
+            tokio::spawn(async move {
+                let mut done = Vec::with_capacity(lane.len());
+                for (at, item) in lane {
+                    done.push((at, work(item).await));
+                }
+                done
+            })
+        })
+        .collect();
+    let mut all = Vec::new();
+    for task in tasks {
+        all.extend(task.await.unwrap());
+    }
+    all.sort_by_key(|(at, _)| *at);
+    all.into_iter().map(|(_, done)| done).collect()
+}
+
+/// The number in an answer to `incr` or a read of the counter, which must have succeeded.
+pub fn number(answer: &Answer) -> i64 {
+    answer.number().unwrap_or_else(|| panic!("{}: {}", answer.status, answer.text()))
+}
+
+/// A view that shows the wished state, or the reason why there is none.
+pub async fn view(admin: &mut Admin) -> AdminView {
+    admin.view().await.unwrap()
+}

@@ -1,0 +1,8 @@
+//! End-to-end tests with real processes: session servers, director, nginx, and HTTP clients.
+
+mod bad_input;
+mod claims;
+mod harness;
+mod kills;
+mod readme;
+mod zombies;

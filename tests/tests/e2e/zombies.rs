@@ -1,0 +1,93 @@
+//! A node that is stopped longer than every timeout and wakes up: what it writes is not served, and it acks nothing.
+
+use crate::harness::{Stage, all_find_all, guests, number};
+use http::Method;
+use rustix::process::Signal;
+use selvage_tests::client::{Browser, Connection};
+use selvage_tests::load::{Load, Plan};
+use std::time::Duration;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_node_wakes_up_and_nothing_it_does_counts() {
+    let stage = Stage::new(2, 2, 2).await;
+    let guests = guests(&stage, 60, 2).await;
+    let zombie = stage.incarnation("n1").await;
+    let guest = guests.iter().find(|guest| guest.cookie.host == zombie).expect("one on each node");
+    let cookie = format!("selvage={}", guest.cookie.text);
+
+    // A request goes straight to the node, past the director, and lies there while the node is stopped.
+    let mut direct = Connection::to(stage.node_address("n1").unwrap());
+    let first = direct.send(Method::POST, "/session/n/incr", Some(&cookie), "").await.unwrap();
+    let before = number(&first);
+    stage.signal("n1", Signal::STOP).unwrap();
+    let behind = tokio::spawn(async move {
+        direct.send(Method::POST, "/session/n/incr", Some(&cookie), "").await
+    });
+
+    // Meanwhile the session lives on elsewhere.
+    let mut browser = Browser::with_cookie(stage.address(), guest.cookie.clone());
+    let moved = browser.post("/session/n/incr").await.unwrap();
+    assert_eq!((number(&moved), moved.copies()), (before + 1, Some(2)));
+    assert_ne!(moved.cookie().unwrap().host, zombie);
+    stage.until_taken_over(zombie, guests.len(), 2).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+
+    stage.signal("n1", Signal::CONT).unwrap();
+    if let Ok(answer) = behind.await.unwrap() {
+        let acked = answer.status.is_success() && answer.copies().is_none_or(|copies| copies > 0);
+        assert!(!acked, "a zombie acked: {} {:?} {}", answer.status, answer.copies(), answer.text());
+    }
+    stage.until("it is back with a new life", |view| {
+        view.node_is("n1", "up") && view.incarnation("n1").is_some_and(|now| now > zombie)
+    })
+    .await;
+    let after = browser.get("/session/n").await.unwrap();
+    assert_eq!(number(&after), before + 1, "what the zombie did is not served");
+    let others: Vec<_> = guests.iter().filter(|other| other.cookie.id != guest.cookie.id).cloned().collect();
+    all_find_all(&stage, &others).await;
+    stage.end();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_stopped_under_load_and_nothing_acked_is_lost() {
+    let stage = Stage::new(3, 2, 1).await;
+    let plan = Plan { sessions: 300, connections: 16, think: Duration::from_millis(10) };
+    let load = Load::start(stage.address(), plan).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let zombie = stage.incarnation("n2").await;
+    stage.signal("n2", Signal::STOP).unwrap();
+    stage.until_taken_over(zombie, plan.sessions, 1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stage.signal("n2", Signal::CONT).unwrap();
+    stage.until("back", |view| view.node_is("n2", "up") && view.incarnation("n2") != Some(zombie)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let ledger = load.stop().await.unwrap();
+    let verdict = ledger.verify(stage.address(), plan.connections).await.unwrap();
+    assert!(verdict.is_clean(), "{verdict:?}");
+    let of_the_zombie = ledger.failures.iter().all(|failure| failure.host == zombie);
+    assert!(of_the_zombie, "a request failed that was not the stopped node's: {:?}", ledger.failures);
+    stage.end();
+}
+
+/// A session server that is stopped for long is declared down and never comes back as the one that it was (R6).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_server_comes_back_as_a_new_one() {
+    let stage = Stage::new(2, 2, 1).await;
+    let guests = guests(&stage, 60, 1).await;
+    let view = stage.until_protected(guests.len(), 1).await;
+    stage.signal("s1", Signal::STOP).unwrap();
+    stage.until("s1 is down", |now| now.server_is("s1", "down") && now.protects(60, 1)).await;
+    stage.signal("s1", Signal::CONT).unwrap();
+    // It takes a new life by itself, or ends and says so; in both cases the sessions stay whole.
+    let old = view.server("s1").unwrap().pid;
+    let mut stage = stage;
+    let back = stage.admin().until("s1 is back", Duration::from_secs(3), |now| now.server_is("s1", "up")).await;
+    if back.is_err() {
+        let ended = stage.deaths();
+        assert!(ended.iter().any(|(name, _)| name == "s1"), "s1 ({old}) neither came back nor ended");
+        stage.restart(&["s1"]).await;
+    }
+    stage.until_protected(guests.len(), 1).await;
+    all_find_all(&stage, &guests).await;
+    stage.end();
+}
