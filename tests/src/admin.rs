@@ -208,8 +208,9 @@ impl AdminView {
         self.servers.iter().map(|server| server.sessions).sum()
     }
 
-    /// Whether at least `sessions` sessions are hosted, each has `copies` copies, nothing is left to adopt, and all nodes
-    /// say so in the light of this very view: an older statement may count copies on a server that is gone.
+    /// Whether at least `sessions` sessions are hosted, each has `copies` copies, nothing is left to adopt,
+    /// and all nodes say so in the light of this very view: an older statement may count copies on a server
+    /// that is gone.
     pub fn protects(&self, sessions: u64, copies: u32) -> bool {
         let safe = |have: &str| have.parse().is_ok_and(|have: u32| have >= copies);
         self.dead.is_empty()

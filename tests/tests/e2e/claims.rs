@@ -57,7 +57,8 @@ async fn c3_each_server_has_a_copy_of_a_subset() {
     stage.kill_together(&["n1", "n2", "s1"]).unwrap();
     stage.restart(&["n1", "n2"]).await;
     let visits = visit_all(&stage, &guests).await;
-    let subset = |name: &str| guests.iter().filter(|guest| stage.placement_of(&guest.cookie) == [name]).count();
+    let subset =
+        |name: &str| guests.iter().filter(|guest| stage.placement_of(&guest.cookie) == [name]).count();
     assert_eq!(visits.iter().filter(|visit| visit.whole).count(), subset("s2"));
     stage.end();
 }
@@ -74,14 +75,23 @@ async fn c4_with_one_copy_the_subsets_are_disjoint() {
     // Exactly the sessions of the server that is gone are gone: nobody else had a copy of them.
     for (guest, visit) in guests.iter().zip(visit_all(&stage, &guests).await) {
         let gone = stage.placement_of(&guest.cookie) == ["s2"];
-        assert_eq!(visit.whole, !gone, "a session whose one copy was on {:?}", stage.placement_of(&guest.cookie));
-        assert_eq!(visit.guest.cookie.id == guest.cookie.id, !gone, "a lost session is replaced by a new one");
+        assert_eq!(
+            visit.whole,
+            !gone,
+            "a session whose one copy was on {:?}",
+            stage.placement_of(&guest.cookie)
+        );
+        assert_eq!(
+            visit.guest.cookie.id == guest.cookie.id,
+            !gone,
+            "a lost session is replaced by a new one"
+        );
     }
     stage.end();
 }
 
-/// Sessions are connected to web servers, cached there whole, and every cached session is copied to a server: through
-/// creation, change, destruction and a new id.
+/// Sessions are connected to web servers, cached there whole, and every cached session is copied to a server:
+/// through creation, change, destruction and a new id.
 #[tokio::test(flavor = "multi_thread")]
 async fn c6_every_cached_session_is_copied() {
     let mut stage = Stage::new(2, 2, 1).await;
@@ -100,7 +110,8 @@ async fn c6_every_cached_session_is_copied() {
         assert_ne!(cookie.id, guest.cookie.id, "a new id");
         guest.cookie = cookie;
     }
-    let view = stage.until("as many copies as sessions", |view| view.sessions() == 70 && view.copies() == 70).await;
+    let view =
+        stage.until("as many copies as sessions", |view| view.sessions() == 70 && view.copies() == 70).await;
     assert_eq!((view.protection["0"], view.protection["1"]), (0, 70));
     assert_eq!(view.nodes.iter().map(|node| node.sessions).sum::<u64>(), 70);
     stage.kill_together(&["n1", "n2"]).unwrap();
@@ -125,7 +136,11 @@ async fn c7_sessions_of_a_dead_node_move_with_their_data() {
         assert!(visit.whole);
         assert_ne!(visit.node, "n1");
         let moved = before.cookie.host == dead;
-        assert_eq!(visit.guest.cookie.host != before.cookie.host, moved, "only moved sessions get a new cookie");
+        assert_eq!(
+            visit.guest.cookie.host != before.cookie.host,
+            moved,
+            "only moved sessions get a new cookie"
+        );
         assert_eq!(Some(visit.node.as_str()), view.host(visit.guest.cookie.host));
     }
     assert!(guests.iter().any(|guest| guest.cookie.host == dead), "the dead node hosted some");
@@ -150,7 +165,8 @@ async fn c8_placement_selects_the_server() {
     stage.end();
 }
 
-/// A session server goes down: what it had is copied again, from the hosts to another server, without any request.
+/// A session server goes down: what it had is copied again, from the hosts to another server, without any
+/// request.
 #[tokio::test(flavor = "multi_thread")]
 async fn c9_copies_of_a_dead_server_are_made_again() {
     let mut stage = Stage::new(2, 2, 1).await;
@@ -176,7 +192,8 @@ async fn c10_each_session_is_on_two_servers() {
     let placed = stage.placed(&guests);
     assert!(placed.values().all(|count| *count > 0), "{placed:?}");
     stage.until("two copies of each", |view| view.copies() == 300 && copies_by_server(view) == placed).await;
-    // Whichever server goes together with all hosts, the other copy is there. s1 first, then another round with s2.
+    // Whichever server goes together with all hosts, the other copy is there. s1 first, then another round
+    // with s2.
     for server in ["s1", "s2"] {
         stage.kill_together(&["n1", "n2", server]).unwrap();
         stage.restart(&["n1", "n2"]).await;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::placement;
 use selvage_fabric::view::ServerEntry;
-use selvage_tests::admin::{Admin, AdminView};
+use selvage_tests::admin::AdminView;
 use selvage_tests::client::{Answer, Browser, CookieValue};
 use selvage_tests::cluster::{Cluster, Options, Traces};
 use selvage_tests::product::Product;
@@ -18,8 +18,8 @@ pub const SOON: Duration = Duration::from_secs(10);
 /// Browsers at work at the same time.
 const BROWSERS: usize = 16;
 
-/// Under `cargo test` all tests are threads of one process: this keeps most of them from starting a cluster at once.
-/// (nextest runs each test in a process of its own, and has a test group for this.)
+/// Under `cargo test` all tests are threads of one process: this keeps most of them from starting a cluster
+/// at once. (nextest runs each test in a process of its own, and has a test group for this.)
 static CLUSTERS: Semaphore = Semaphore::const_new(2);
 
 /// A cluster under test.
@@ -50,7 +50,8 @@ impl Stage {
         assert_eq!(self.traces.left(), Vec::<String>::new());
     }
 
-    /// Ends the cluster, in which nothing was killed: the members themselves must have removed their shared memory.
+    /// Ends the cluster, in which nothing was killed: the members themselves must have removed their shared
+    /// memory.
     pub fn end_untouched(mut self) {
         let remains = self.cluster.take().unwrap().stop().unwrap();
         assert!(remains.killed.is_empty(), "did not end when asked: {:?}", remains.killed);
@@ -99,7 +100,7 @@ impl Stage {
         };
         let servers: Vec<ServerEntry> = config.servers.iter().map(entry).collect();
         let chosen = placement::servers_for(cookie.id, &servers, config.cluster.copies);
-        chosen.iter().map(|at| servers[at].name.clone()).collect()
+        chosen.iter().map(|at| servers[usize::from(*at)].name.clone()).collect()
     }
 
     /// How many of the guests' sessions placement puts on each server.
@@ -162,7 +163,7 @@ pub struct Visit {
 /// Creates sessions with different attributes; each change must have reached `copies` copies.
 pub async fn guests(stage: &Stage, count: usize, copies: u32) -> Vec<Guest> {
     let address = stage.address();
-    let work = |number: usize| async move {
+    let work = move |number: usize| async move {
         let mut browser = Browser::new(address);
         let mut attributes = BTreeMap::new();
         for (name, value) in [
@@ -189,7 +190,7 @@ pub async fn guests(stage: &Stage, count: usize, copies: u32) -> Vec<Guest> {
 /// Every guest looks at its whole session and at each attribute.
 pub async fn visit_all(stage: &Stage, guests: &[Guest]) -> Vec<Visit> {
     let address = stage.address();
-    in_parallel(guests.to_vec(), |guest: Guest| async move {
+    in_parallel(guests.to_vec(), move |guest: Guest| async move {
         let mut browser = Browser::with_cookie(address, guest.cookie.clone());
         let whole = browser.get("/session").await.unwrap();
         assert!(whole.status.is_success(), "{}: {}", whole.status, whole.text());
@@ -198,9 +199,12 @@ pub async fn visit_all(stage: &Stage, guests: &[Guest]) -> Vec<Visit> {
         let mut same = json["id"] == guest.cookie.id.to_string()
             && browser.cookie.as_ref().is_some_and(|cookie| cookie.id == guest.cookie.id)
             && names.iter().eq(guest.attributes.keys());
-        for (name, value) in guest.attributes.iter().filter(|_| same) {
+        for (name, value) in &guest.attributes {
+            if !same {
+                break;
+            }
             let answer = browser.get(&format!("/session/{name}")).await.unwrap();
-            same &= answer.status.is_success() && answer.body.trim_ascii_end() == value.trim_ascii_end();
+            same = answer.status.is_success() && answer.body.trim_ascii_end() == value.trim_ascii_end();
         }
         Visit {
             whole: same,
@@ -255,9 +259,4 @@ where
 /// The number in an answer to `incr` or a read of the counter, which must have succeeded.
 pub fn number(answer: &Answer) -> i64 {
     answer.number().unwrap_or_else(|| panic!("{}: {}", answer.status, answer.text()))
-}
-
-/// A view that shows the wished state, or the reason why there is none.
-pub async fn view(admin: &mut Admin) -> AdminView {
-    admin.view().await.unwrap()
 }

@@ -73,7 +73,8 @@ async fn a_node_and_a_server_are_killed_together_with_two_copies() {
     stage.end();
 }
 
-/// From the kill to the first request of its sessions that is served elsewhere: under 500 ms with default settings.
+/// From the kill to the first request of its sessions that is served elsewhere: under 500 ms with default
+/// settings.
 #[tokio::test(flavor = "multi_thread")]
 async fn measured_time_from_kill_to_served_elsewhere() {
     let mut stage = Stage::new(3, 2, 2).await;
@@ -102,7 +103,9 @@ async fn a_server_is_killed_and_no_request_fails() {
     let mut stage = Stage::new(2, 3, 2).await;
     let load = load(&stage).await;
     stage.kill("s2").unwrap();
-    stage.until("copies elsewhere", |view| view.server_is("s2", "down") && view.protects(SESSIONS as u64, 2)).await;
+    stage
+        .until("copies elsewhere", |view| view.server_is("s2", "down") && view.protects(SESSIONS as u64, 2))
+        .await;
     stage.restart(&["s2"]).await;
     stage.until_protected(SESSIONS, 2).await;
     nothing_failed(&stage, load).await;
@@ -216,7 +219,11 @@ async fn without_a_director_mandates_run_out() {
     stage.kill("director").unwrap();
     tokio::time::sleep(Duration::from_millis(400)).await;
     let answer = browser.post("/session/n/incr").await.unwrap();
-    assert_eq!((number(&answer), answer.copies()), (2, Some(0)), "the change is made, and no copy is promised");
+    assert_eq!(
+        (number(&answer), answer.copies()),
+        (2, Some(0)),
+        "the change is made, and no copy is promised"
+    );
     stage.restart(&["director"]).await;
     stage.until_protected(1, 1).await;
     let answer = browser.post("/session/n/incr").await.unwrap();

@@ -1,4 +1,5 @@
-//! A node that is stopped longer than every timeout and wakes up: what it writes is not served, and it acks nothing.
+//! A node that is stopped longer than every timeout and wakes up: what it writes is not served, and it acks
+//! nothing.
 
 use crate::harness::{Stage, all_find_all, guests, number};
 use http::Method;
@@ -20,9 +21,8 @@ async fn a_stopped_node_wakes_up_and_nothing_it_does_counts() {
     let first = direct.send(Method::POST, "/session/n/incr", Some(&cookie), "").await.unwrap();
     let before = number(&first);
     stage.signal("n1", Signal::STOP).unwrap();
-    let behind = tokio::spawn(async move {
-        direct.send(Method::POST, "/session/n/incr", Some(&cookie), "").await
-    });
+    let behind =
+        tokio::spawn(async move { direct.send(Method::POST, "/session/n/incr", Some(&cookie), "").await });
 
     // Meanwhile the session lives on elsewhere.
     let mut browser = Browser::with_cookie(stage.address(), guest.cookie.clone());
@@ -37,10 +37,11 @@ async fn a_stopped_node_wakes_up_and_nothing_it_does_counts() {
         let acked = answer.status.is_success() && answer.copies().is_none_or(|copies| copies > 0);
         assert!(!acked, "a zombie acked: {} {:?} {}", answer.status, answer.copies(), answer.text());
     }
-    stage.until("it is back with a new life", |view| {
-        view.node_is("n1", "up") && view.incarnation("n1").is_some_and(|now| now > zombie)
-    })
-    .await;
+    stage
+        .until("it is back with a new life", |view| {
+            view.node_is("n1", "up") && view.incarnation("n1").is_some_and(|now| now > zombie)
+        })
+        .await;
     let after = browser.get("/session/n").await.unwrap();
     assert_eq!(number(&after), before + 1, "what the zombie did is not served");
     let others: Vec<_> = guests.iter().filter(|other| other.cookie.id != guest.cookie.id).cloned().collect();
@@ -69,7 +70,8 @@ async fn a_node_is_stopped_under_load_and_nothing_acked_is_lost() {
     stage.end();
 }
 
-/// A session server that is stopped for long is declared down and never comes back as the one that it was (R6).
+/// A session server that is stopped for long is declared down and never comes back as the one that it was
+/// (R6).
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stopped_server_comes_back_as_a_new_one() {
     let stage = Stage::new(2, 2, 1).await;
@@ -81,7 +83,8 @@ async fn a_stopped_server_comes_back_as_a_new_one() {
     // It takes a new life by itself, or ends and says so; in both cases the sessions stay whole.
     let old = view.server("s1").unwrap().pid;
     let mut stage = stage;
-    let back = stage.admin().until("s1 is back", Duration::from_secs(3), |now| now.server_is("s1", "up")).await;
+    let back =
+        stage.admin().until("s1 is back", Duration::from_secs(3), |now| now.server_is("s1", "up")).await;
     if back.is_err() {
         let ended = stage.deaths();
         assert!(ended.iter().any(|(name, _)| name == "s1"), "s1 ({old}) neither came back nor ended");

@@ -1,0 +1,55 @@
+//! The C program of the README compiles without a warning, and does what the README says.
+
+use crate::harness::{Stage, options};
+use selvage_tests::cluster::Options;
+use selvage_tests::product::{Product, workspace_root};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_of_the_readme_works() {
+    let product = Product::ready().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let program = compile(folder.path(), &product);
+    // The program is a web node of its own: n2 is configured, and no nginx is started for it.
+    let later = vec!["n2".into()];
+    let stage = Stage::with(Options { nodes: 2, servers: 2, later, ..options() }).await;
+    let mut command = match stage.web_user() {
+        Some(user) => {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", &user.uid.to_string(), "--regid", &user.gid.to_string()]);
+            command.arg("--clear-groups").arg(&program);
+            command
+        }
+        None => Command::new(&program),
+    };
+    command.env("SELVAGE_CONFIG", stage.folder().unwrap().config()).env("SELVAGE_NODE", "n2");
+    command.env("LD_LIBRARY_PATH", folder.path());
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert_eq!(said.trim(), "visit 1, 2 copies");
+    stage.end();
+}
+
+/// Compiles the README's one block of C.
+fn compile(folder: &Path, product: &Product) -> PathBuf {
+    let readme = fs::read_to_string(workspace_root().join("README.md")).unwrap();
+    let code =
+        readme.split("```c\n").nth(1).expect("a block of C in the README").split("```").next().unwrap();
+    let source = folder.join("readme.c");
+    fs::write(&source, code).unwrap();
+    // The other user of the test may not be able to enter the folder of the build.
+    fs::copy(product.library(), folder.join("libselvage.so")).unwrap();
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = folder.join("readme");
+    let mut command = Command::new("cc");
+    command.args(["-std=c11", "-Wall", "-Wextra", "-pedantic", "-Werror", "-I"]);
+    command.arg(workspace_root().join("include")).arg(&source);
+    command.arg("-L").arg(folder).args(["-lselvage", "-o"]).arg(&program);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    program
+}
