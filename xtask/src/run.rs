@@ -107,8 +107,8 @@ fn describe(cluster: &Cluster) {
          \n\
          Try:\n\
          \x20 curl -c jar -b jar -X POST http://{site}/session/n/incr     # count up in a session\n\
-         \x20 curl -c jar -b jar http://{site}/session                    # see it: host, copies, attributes\n\
-         \x20 curl -s http://{admin}/admin/view                           # nodes, servers, protection\n\
+         \x20 curl -c jar -b jar http://{site}/session                    # see it: host, copies\n\
+         \x20 curl -s http://{admin}/admin/view                           # nodes, servers, copies\n\
          \x20 kill -9 -- -{node}   # web node n1 with its workers; then count on: nothing is lost\n\
          \x20 curl -X POST http://{admin}/admin/nodes/n2/drain            # hand n2's sessions over\n\
          \n\

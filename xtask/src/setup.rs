@@ -41,36 +41,59 @@ pub const BENCH: &[Need] = &[need("redis-server", "redis-server", "to measure ag
 /// For `cargo x setup`.
 pub const EVERYTHING: &[&[Need]] = &[RUN, TEST, BENCH];
 
+/// What can be done about missing things.
+#[derive(Debug, PartialEq, Eq)]
+enum Remedy {
+    /// Nothing is missing.
+    None,
+    /// These packages can be installed here and now.
+    Install(Vec<&'static str>),
+    /// A person must act: what to say.
+    Tell(String),
+}
+
 /// Makes sure that everything in `needs` is there.
 ///
 /// # Errors
 /// It is not, and cannot be installed; the message has the line that installs it.
 pub fn ensure(needs: &[&'static [Need]]) -> Result<()> {
     let missing = missing(needs);
-    if missing.is_empty() {
-        return Ok(());
-    }
     for need in &missing {
         eprintln!("missing: {} ({})", need.probe, need.purpose);
     }
-    let mut packages: Vec<&str> = missing.iter().map(|need| need.package).collect();
+    let is_root = rustix::process::geteuid().is_root();
+    match remedy(&missing, find_program("apt-get").is_some(), is_root) {
+        Remedy::None => Ok(()),
+        Remedy::Tell(what) => bail!(what),
+        Remedy::Install(packages) => {
+            let line = install_line(&packages);
+            eprintln!("installing: {line}");
+            install(&packages)
+                .with_context(|| format!("could not install what is missing; as root, run: {line}"))?;
+            let still: Vec<&str> = self::missing(needs).iter().map(|need| need.probe).collect();
+            ensure!(still.is_empty(), "installed {}, yet missing: {}", packages.join(" "), still.join(" "));
+            Ok(())
+        }
+    }
+}
+
+fn remedy(missing: &[&Need], has_apt_get: bool, is_root: bool) -> Remedy {
+    let mut packages: Vec<&'static str> = missing.iter().map(|need| need.package).collect();
     packages.sort_unstable();
     packages.dedup();
-    let line = format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "));
-    if find_program("apt-get").is_none() {
-        bail!(
+    match (packages.is_empty(), has_apt_get, is_root) {
+        (true, _, _) => Remedy::None,
+        (_, true, true) => Remedy::Install(packages),
+        (_, true, false) => Remedy::Tell(format!("as root, run: {}", install_line(&packages))),
+        (_, false, _) => Remedy::Tell(format!(
             "install what is missing with the tools of your system (Debian's packages: {})",
             packages.join(" ")
-        );
+        )),
     }
-    if !rustix::process::geteuid().is_root() {
-        bail!("as root, run: {line}");
-    }
-    eprintln!("installing: {line}");
-    install(&packages).with_context(|| format!("could not install what is missing; as root, run: {line}"))?;
-    let still: Vec<&str> = self::missing(needs).iter().map(|need| need.probe).collect();
-    ensure!(still.is_empty(), "installed {}, but still missing: {}", packages.join(" "), still.join(" "));
-    Ok(())
+}
+
+fn install_line(packages: &[&str]) -> String {
+    format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "))
 }
 
 /// Makes sure that the Rust components are there that `cargo x ci` uses.
@@ -131,5 +154,29 @@ impl Drop for NoServices {
         if let Some(policy) = &self.0 {
             let _ = fs::remove_file(policy);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_and_what_to_do() {
+        const NEEDS: &[Need] = &[
+            need("no-such-program-of-selvage", "nginx-light", "the web server"),
+            need("/no/such/file/of/selvage", "nginx-dev", "headers"),
+            need("sh", "dash", "is everywhere"),
+        ];
+        let missing = missing(&[NEEDS]);
+        assert_eq!(missing.iter().map(|need| need.package).collect::<Vec<_>>(), ["nginx-light", "nginx-dev"]);
+        assert_eq!(remedy(&missing, true, true), Remedy::Install(vec!["nginx-dev", "nginx-light"]));
+        let told = |has_apt_get| match remedy(&missing, has_apt_get, false) {
+            Remedy::Tell(what) => what,
+            other => panic!("{other:?}"),
+        };
+        assert!(told(true).ends_with("install -y --no-install-recommends nginx-dev nginx-light"));
+        assert!(told(false).contains("nginx-dev nginx-light"));
+        assert_eq!(remedy(&[], true, true), Remedy::None);
     }
 }
