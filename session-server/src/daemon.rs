@@ -254,7 +254,8 @@ fn signals() -> Result<UnixStream> {
     Ok(reader)
 }
 
-/// Every connection is up to three descriptors; the usual soft limit of 1,024 is for programs that use `select`.
+/// Every connection is up to three descriptors; the usual soft limit of 1,024 is for programs that use
+/// `select`.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };

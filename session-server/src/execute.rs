@@ -1,7 +1,8 @@
-//! Carries out what the state machine decides: memory, answers, processes. Callers: every connection's thread and the timer.
+//! Carries out what the state machine decides: memory, answers, processes. Callers: every connection's thread
+//! and the timer.
 //!
-//! Invariant: the state's lock is held only for a step; leases are made, scanned, read and freed outside it, by the thread
-//! whose event asked for it, so that a lease of a gigabyte keeps nobody else waiting.
+//! Invariant: the state's lock is held only for a step; leases are made, scanned, read and freed outside it,
+//! by the thread whose event asked for it, so that a lease of a gigabyte keeps nobody else waiting.
 
 use crate::decide::{ConnectionId, Effect, Event, LeaseNumber, Params, Server};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -146,8 +147,9 @@ impl Executor {
             }
             Effect::Cut { connection } => {
                 if let Some(outbox) = lock(&self.outboxes).get(&connection) {
-                    // The thread may wait for its answer or for a request: the one ends it as well as the other. What
-                    // it still has to send goes out first. Either fails only if the connection has ended already.
+                    // The thread may wait for its answer or for a request: the one ends it as well as the
+                    // other. What it still has to send goes out first. Either fails only if the connection
+                    // has ended already.
                     let _ = outbox.answers.send(Answer::Cut);
                     let _ = outbox.socket.shutdown(Shutdown::Read);
                 }
@@ -183,10 +185,12 @@ impl Executor {
         }
     }
 
-    /// Holds a process that is about to be given a lease. Its connection is open, so its number still means it.
+    /// Holds a process that is about to be given a lease. Its connection is open, so its number still means
+    /// it.
     fn hold_process(&self, incarnation: Incarnation, pid: u32) {
         let known = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        // Without a descriptor the process counts as gone with its last connection, which is all that can be known.
+        // Without a descriptor the process counts as gone with its last connection, which is all that can be
+        // known.
         if let Some(Ok(pidfd)) = known.map(|pid| pidfd_open(pid, PidfdFlags::empty())) {
             lock(&self.processes).insert((incarnation, pid), Watched { pidfd, lingers: false });
         }

@@ -1,10 +1,11 @@
 //! The session server: the daemon whose memory holds the copies of sessions.
 //!
-//! It works on the control path only: it grants leases, seals them when a view says so, indexes what is in them, and gives
-//! it to those who adopt. Pushes arrive in its memory without it.
+//! It works on the control path only: it grants leases, seals them when a view says so, indexes what is in
+//! them, and gives it to those who adopt. Pushes arrive in its memory without it.
 //!
-//! [`decide`] holds every decision and does no I/O. Around it: [`daemon`] starts, accepts and stops, `execute` carries out
-//! effects, `connection` serves one peer, `place` holds the name on the host (lock and socket).
+//! [`decide`] holds every decision and does no I/O. Around it: [`daemon`] starts, accepts and stops,
+//! `execute` carries out effects, `connection` serves one peer, `place` holds the name on the host (lock and
+//! socket).
 
 #![forbid(unsafe_code)]
 

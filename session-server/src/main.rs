@@ -1,5 +1,7 @@
 //! `selvage-server`: the session server's command line.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use selvage_fabric::config::Config;
 use selvage_session_server::daemon;

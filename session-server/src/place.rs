@@ -1,7 +1,8 @@
 //! A server's name on the host: its lock and its socket. Whoever holds the lock is the server of that name.
 //!
-//! Invariant: lock file and socket are removed before the lock is let go, and a lock counts only while its file is the one
-//! that the path names, so two servers never hold one name, whatever order they start and stop in.
+//! Invariant: lock file and socket are removed before the lock is let go, and a lock counts only while its
+//! file is the one that the path names, so two servers never hold one name, whatever order they start and
+//! stop in.
 
 use rustix::fs::{FlockOperation, flock};
 use selvage_fabric::config::Config;
@@ -70,7 +71,7 @@ fn hold(path: &Path, name: &str) -> Result<File> {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let why = format!(
-                    "a server named \"{name}\" runs already (it holds {}): stop it, or give this one another --name",
+                    "a server named \"{name}\" runs already (it holds {}): stop it, or choose another --name",
                     path.display()
                 );
                 return Err(Error::new(ErrorKind::Conflict, Origin::Server, why));
@@ -79,7 +80,8 @@ fn hold(path: &Path, name: &str) -> Result<File> {
                 return Err(Error::os(Origin::Server, format!("cannot lock {}", path.display()), error));
             }
         }
-        // The holder before may have removed the file between our open and our lock; then it names nothing any more.
+        // The holder before may have removed the file between our open and our lock; then it names nothing
+        // any more.
         let ours = file.metadata().map_err(|error| refused(path, error))?;
         if path.metadata().is_ok_and(|named| (named.dev(), named.ino()) == (ours.dev(), ours.ino())) {
             return Ok(file);
@@ -90,7 +92,8 @@ fn hold(path: &Path, name: &str) -> Result<File> {
 fn listen(socket: &Path) -> Result<UnixListener> {
     remove(socket);
     let listener = UnixListener::bind(socket).map_err(|error| refused(socket, error))?;
-    // Nodes run as other users: who may do what is decided by the kernel's word on each peer, not by the file's mode.
+    // Nodes run as other users: who may do what is decided by the kernel's word on each peer, not by the
+    // file's mode.
     let opened = std::fs::set_permissions(socket, Permissions::from_mode(0o666))
         .and_then(|()| listener.set_nonblocking(true));
     opened.map_err(|error| {

@@ -1,4 +1,5 @@
-//! Claims, and what only a claimant may do with sealed sessions: fetch, settle, destroy (R1, R2, R5, R9, R10).
+//! Claims, and what only a claimant may do with sealed sessions: fetch, settle, destroy (R1, R2, R5, R9,
+//! R10).
 
 use super::leases::{LeaseState, not_yet};
 use super::{Asker, Effect, LeaseNumber, Server, check_batch};
@@ -49,7 +50,8 @@ impl Server {
         Ok(())
     }
 
-    /// Hears the claims that a node held before this server joined. They are older than any that is asked for here.
+    /// Hears the claims that a node held before this server joined. They are older than any that is asked for
+    /// here.
     pub(super) fn register(
         &mut self,
         asker: &Asker,
@@ -72,8 +74,8 @@ impl Server {
         Ok(())
     }
 
-    /// Which archives to read for a claimant. Every id is answered or left for the next call, so that a caller that asks
-    /// for the rest comes to an end.
+    /// Which archives to read for a claimant. Every id is answered or left for the next call, so that a
+    /// caller that asks for the rest comes to an end.
     pub(super) fn fetch(&mut self, asker: &Asker, ids: &[SessionId]) -> Result<Effect, Refusal> {
         check_batch(ids.len())?;
         self.check_lives(asker)?;
@@ -179,8 +181,8 @@ impl Server {
         Ok(())
     }
 
-    /// Sealed sessions are open to claimants only when the view says that all the dead are sealed everywhere (R2), and
-    /// when all who held claims before this server joined have told them (R1).
+    /// Sealed sessions are open to claimants only when the view says that all the dead are sealed everywhere
+    /// (R2), and when all who held claims before this server joined have told them (R1).
     fn check_sealed_open(&self) -> Result<(), Refusal> {
         let sealed = !self.is_sealing() && self.view.as_ref().is_some_and(|view| view.all_sealed());
         if !sealed && holds(Rule::R2SealByView) {

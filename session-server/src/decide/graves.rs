@@ -1,11 +1,13 @@
 //! Destroyed sessions whose lease may not be sealed here yet (R9).
 //!
-//! A node says `Destroyed` after its own tombstones are acked. Sealed sets take it at once. A lease that another
-//! incarnation still holds open here cannot be looked into, so the version is kept until every lease that was open then
-//! (but the sender's own, which has the tombstone) is sealed, and is applied to each as it is sealed.
+//! A node says `Destroyed` after its own tombstones are acked. Sealed sets take it at once. A lease that
+//! another incarnation still holds open here cannot be looked into, so the version is kept until every lease
+//! that was open then (but the sender's own, which has the tombstone) is sealed, and is applied to each as it
+//! is sealed.
 //!
-//! The number of graves is bounded, the oldest go first. That loses nothing while R1 and R2 hold: a session changes its
-//! owner only after all leases of the old one are sealed everywhere, so a grave is a second line of defence.
+//! The number of graves is bounded, the oldest go first. That loses nothing while R1 and R2 hold: a session
+//! changes its owner only after all leases of the old one are sealed everywhere, so a grave is a second line
+//! of defence.
 
 use selvage_fabric::ident::{Incarnation, SessionId, Version};
 use std::collections::{HashMap, VecDeque};
@@ -60,7 +62,8 @@ impl Graves {
         self.order.iter().filter_map(|id| Some((*id, self.graves.get(id)?.version)))
     }
 
-    /// Forgets those that no open lease can contradict any more. `open`: numbers and holders of the open leases.
+    /// Forgets those that no open lease can contradict any more. `open`: numbers and holders of the open
+    /// leases.
     pub(super) fn prune(&mut self, open: &[(u64, Incarnation)]) {
         self.graves.retain(|_, grave| {
             open.iter().any(|(number, holder)| *number < grave.below && *holder != grave.sender)

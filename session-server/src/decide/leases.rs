@@ -168,7 +168,8 @@ impl Server {
         vec![Effect::Release { lease: number, index }]
     }
 
-    /// What a server without R10 would do: let each set go when it is settled here. Nothing while the rule holds.
+    /// What a server without R10 would do: let each set go when it is settled here. Nothing while the rule
+    /// holds.
     pub(super) fn release_without_r10(&mut self) -> Vec<Effect> {
         if holds(Rule::R10ReleaseAsSet) {
             return Vec::new();

@@ -1,12 +1,15 @@
-//! What a session server decides: `(state, event, now) -> (state, effects)`, with sockets, clocks, memory and threads
-//! outside (invariant 8). The daemon runs it, and so does any simulation of a cluster.
+//! What a session server decides: `(state, event, now) -> (state, effects)`, with sockets, clocks, memory and
+//! threads outside (invariant 8). The daemon runs it, and so does any simulation of a cluster.
 //!
 //! Invariants:
-//! - Only a view seals a lease, and only the view that drops an incarnation releases what it sealed (R2, R10).
+//! - Only a view seals a lease, and only the view that drops an incarnation releases what it sealed (R2,
+//!   R10).
 //! - A claim is the first claimant's until that claimant is no more in the view, or gives it up (R1).
-//! - Nothing sealed is claimed, fetched or listed before the view says that everything dead is sealed everywhere (R2),
-//!   nor, at a server that joined a living cluster, before its nodes have registered their claims (R1).
-//! - Each request is answered exactly once, by a `Reply` or `SendLease` to its connection, unless that is cut.
+//! - Nothing sealed is claimed, fetched or listed before the view says that everything dead is sealed
+//!   everywhere (R2), nor, at a server that joined a living cluster, before its nodes have registered their
+//!   claims (R1).
+//! - Each request is answered exactly once, by a `Reply` or `SendLease` to its connection, unless that is
+//!   cut.
 
 mod claims;
 mod graves;
@@ -125,7 +128,8 @@ pub enum Effect {
         /// What.
         message: FromServer,
     },
-    /// Send [`FromServer::Lease`] with the lease's descriptor. From now on the process may write, so hold on to it.
+    /// Send [`FromServer::Lease`] with the lease's descriptor. From now on the process may write, so hold on
+    /// to it.
     SendLease {
         /// To whom.
         connection: ConnectionId,

@@ -31,8 +31,8 @@ impl Server {
         effects
     }
 
-    /// Epochs only rise (R12): the term must not be older, and the number, which orders ownership over all terms, must
-    /// be higher; only the same view may come again.
+    /// Epochs only rise (R12): the term must not be older, and the number, which orders ownership over all
+    /// terms, must be higher; only the same view may come again.
     fn check_view(&self, view: &View) -> Result<(), Refusal> {
         let lengths = [
             ("nodes", view.nodes.len(), NODES_MAX),
@@ -64,7 +64,8 @@ impl Server {
         waiters.into_iter().map(|connection| Effect::Reply { connection, message: message.clone() }).collect()
     }
 
-    /// A view dropped this server: the fabric has given its copies up, so they must never be served again (R6).
+    /// A view dropped this server: the fabric has given its copies up, so they must never be served again
+    /// (R6).
     fn begin_new_life(&mut self) -> Vec<Effect> {
         self.incarnation = Incarnation(self.incarnation.0 + 1);
         self.claims.clear();
@@ -93,7 +94,8 @@ impl Server {
         effects
     }
 
-    /// Forgets what belonged to node incarnations that the view has no more: claims end here and only here (R1).
+    /// Forgets what belonged to node incarnations that the view has no more: claims end here and only here
+    /// (R1).
     fn end_lives(&mut self, old: &View, view: &View) -> Vec<Effect> {
         let dropped = old.nodes.iter().map(|node| (&node.name, node.incarnation));
         let dead = view.dead.iter().map(|dead| (&dead.name, dead.incarnation));
@@ -121,9 +123,10 @@ impl Server {
         effects
     }
 
-    /// Seals the leases of incarnations that do not live in the view, and releases those that were sealed and have
-    /// left the list of the dead as well. One that was neither sealed nor in that list is sealed first, and stays until
-    /// the next view: its sessions show as unsettled in the report, so nothing is lost by a director that forgot it.
+    /// Seals the leases of incarnations that do not live in the view, and releases those that were sealed and
+    /// have left the list of the dead as well. One that was neither sealed nor in that list is sealed first,
+    /// and stays until the next view: its sessions show as unsettled in the report, so nothing is lost by a
+    /// director that forgot it.
     fn seal_and_release(&mut self, view: &View) -> Vec<Effect> {
         let mut effects = Vec::new();
         let mut released = Vec::new();

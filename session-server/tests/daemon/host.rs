@@ -1,5 +1,4 @@
 //! A real `selvage-server` in a folder of its own, and the director and nodes that talk to it.
-#![allow(dead_code)] // Each test program uses its own part.
 
 use selvage_fabric::archive::{ArchiveLimits, Builder, Head, ValueRef};
 use selvage_fabric::config::Config;

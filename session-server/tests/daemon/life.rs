@@ -1,8 +1,6 @@
 //! What a real server does for nodes and directors over its socket and its memory.
 
-mod host;
-
-use host::*;
+use crate::host::*;
 use selvage_fabric::control::message::{ClaimAnswer, FromServer, Refusal, ToServer};
 use selvage_fabric::transport::{Link, Outcome};
 use std::time::{Duration, Instant};
@@ -118,7 +116,8 @@ fn what_a_zombie_writes_after_the_seal_is_not_served() {
     assert_eq!(heir.claim(3, &[id(1), id(2)]), [granted(1), ClaimAnswer::Granted(None)]);
     assert_eq!(heir.fetch(&[id(1)])[0].archive, before);
 
-    // Even an acked block that it overwrites now is not served as something else: the archive must fit its cell (R7).
+    // Even an acked block that it overwrites now is not served as something else: the archive must fit its
+    // cell (R7).
     assert_eq!(push(&link, 2, &cell(id(3), version(1), 1, 0, after.len()), Some(&after)), Outcome::Sealed);
     let fetched = &heir.fetch(&[id(1)])[0];
     assert!(fetched.archive.is_empty() && fetched.error.is_some(), "{fetched:?}");

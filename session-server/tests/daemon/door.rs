@@ -1,8 +1,6 @@
 //! Who gets in, who is cut off, and how the daemon starts and stops.
 
-mod host;
-
-use host::*;
+use crate::host::*;
 use rustix::process::Signal;
 use selvage_fabric::control::message::{
     ClaimAnswer, FromServer, Hello, HelloReply, PROTOCOL_VERSION, Refusal, Role, ToServer,
@@ -89,10 +87,14 @@ fn another_user_is_refused() {
     let _daemon = host.start("s1");
     std::fs::set_permissions(host.dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     // The test program may lie where the other user cannot reach it.
-    let program = host.dir.path().join("door");
+    let program = host.dir.path().join("program");
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", "another_users_part", "--nocapture"]).uid(12345).gid(12345).current_dir("/");
+    command
+        .args(["--exact", "door::another_users_part", "--nocapture"])
+        .uid(12345)
+        .gid(12345)
+        .current_dir("/");
     let output = output_of({
         command.env(CHILD_SOCKET, host.config.server_socket("s1"));
         command
