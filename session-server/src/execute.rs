@@ -249,7 +249,7 @@ impl Executor {
         let indexed = match &memory {
             Some(memory) => {
                 memory.seal();
-                memory.scan(&self.archive_limits).map(|scan| (LeaseIndex::new(&scan), scan.bad))
+                memory.index(&self.archive_limits)
             }
             None => Err(Error::new(ErrorKind::Gone, Origin::Server, "the lease has no memory")),
         };
