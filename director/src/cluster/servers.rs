@@ -88,7 +88,10 @@ impl Server {
     /// Whether it was silent, or behind, for longer than allowed.
     fn is_silent(&self, silence: Duration, now: Moment) -> bool {
         let allowed = match self.behind_since {
-            Some(_) if self.link.is_some() => silence * limits::VIEW_WORK_FACTOR,
+            // It lived when the view was sent, so its silence can be work.
+            Some(since) if self.link.is_some() && self.heard + silence / 2 >= since => {
+                silence * limits::VIEW_WORK_FACTOR
+            }
             _ => silence,
         };
         let behind =

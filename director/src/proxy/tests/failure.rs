@@ -1,0 +1,197 @@
+//! Nodes that die, hang or refuse. No request that is not idempotent is ever sent twice.
+
+use super::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// A node that reads a request and closes the connection without a word; counts the requests.
+async fn closing(incarnation: u64) -> (Incarnation, SocketAddr, Arc<Mutex<usize>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let count = Arc::new(Mutex::new(0));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut bytes = [0; 4096];
+            if stream.read(&mut bytes).await.is_ok_and(|read| read > 0) {
+                *counted.lock().unwrap() += 1;
+            }
+        }
+    });
+    (Incarnation(incarnation), address, count)
+}
+
+#[test]
+fn a_post_is_never_sent_twice() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let two = FakeNode::plain(2).await;
+        let (incarnation, address, count) = closing(1).await;
+        let mut both = view(1, &[&two]);
+        both.nodes.insert(0, entry(incarnation, address));
+        bench.publish(both);
+        for _ in 0..3 {
+            let answer = bench.post(&bench.cookie(1, 1), "x").await;
+            assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+            assert!(answer.body.contains("not repeated"), "{}", answer.body);
+        }
+        assert_eq!(*count.lock().unwrap(), 3, "one send each");
+        assert_eq!(two.got().len(), 0);
+    });
+}
+
+#[test]
+fn a_get_is_repeated_where_the_session_goes() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "").await);
+        let two = FakeNode::plain(2).await;
+        let (incarnation, address, count) = closing(1).await;
+        let mut both = view(1, &[&two]);
+        both.nodes.insert(0, entry(incarnation, address));
+        bench.publish(both);
+        let waiting = bench.begin(Method::GET, &bench.cookie(1, 1));
+        pause(60).await;
+        let mut next = view(2, &[&two]);
+        next.dead.push(dead(1, true));
+        bench.publish(next);
+        assert_eq!(waiting.await.unwrap().body, "2");
+        assert!(*count.lock().unwrap() >= 1);
+        assert!(bench.metrics.retries.get() >= 1);
+    });
+}
+
+#[test]
+fn a_get_that_always_fails_ends_in_502() {
+    run(async {
+        let bench = Bench::start(5000, "").await;
+        let (incarnation, address, count) = closing(1).await;
+        let mut only = view(1, &[]);
+        only.nodes.push(entry(incarnation, address));
+        bench.publish(only);
+        assert_eq!(bench.get(&bench.cookie(1, 1)).await.status, StatusCode::BAD_GATEWAY);
+        assert_eq!(*count.lock().unwrap(), crate::limits::SENDS_MAX as usize);
+    });
+}
+
+#[test]
+fn a_refused_connection_waits_for_the_view_with_any_method_and_body() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "resend_body_bytes = 10").await);
+        let two = FakeNode::plain(2).await;
+        let mut both = view(1, &[&two]);
+        both.nodes.insert(0, entry(Incarnation(1), closed_port().await));
+        bench.publish(both);
+        let waiting = bench.begin(Method::POST, &bench.cookie(1, 1));
+        // This one is too large to be kept, but nothing of it was sent.
+        let large = bench.request(Method::POST, "/", &bench.cookie(1, 1), vec![b'x'; 100_000]);
+        let large = tokio::spawn({
+            let bench = Arc::clone(&bench);
+            async move { bench.send(large).await }
+        });
+        pause(200).await;
+        assert!(!waiting.is_finished() && !large.is_finished());
+        let mut next = view(2, &[&two]);
+        next.dead.push(dead(1, true));
+        bench.publish(next);
+        assert_eq!(waiting.await.unwrap().body, "2");
+        assert_eq!(large.await.unwrap().body, "2");
+        let mut bytes: Vec<usize> = two.got().iter().map(|got| got.body.len()).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, [4, 100_000], "each once and whole");
+    });
+}
+
+#[test]
+fn a_new_session_avoids_a_node_that_refuses() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let two = FakeNode::plain(2).await;
+        let mut both = view(1, &[&two]);
+        both.nodes.insert(0, entry(Incarnation(1), closed_port().await));
+        bench.publish(both);
+        bench.routes.load(two.incarnation, 1000);
+        for _ in 0..5 {
+            assert_eq!(bench.post("", "x").await.body, "2");
+        }
+    });
+}
+
+#[test]
+fn a_node_that_comes_back_in_the_same_view_is_found() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "").await);
+        let address = closed_port().await;
+        let mut only = view(1, &[]);
+        only.nodes.push(entry(Incarnation(1), address));
+        bench.publish(only);
+        let waiting = bench.begin(Method::POST, &bench.cookie(1, 1));
+        pause(150).await;
+        let listener = TcpListener::bind(address).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut bytes = [0; 4096];
+        let _ = stream.read(&mut bytes).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nback").await.unwrap();
+        assert_eq!(waiting.await.unwrap().body, "back");
+    });
+}
+
+#[test]
+fn death_cuts_what_is_under_way() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "").await);
+        let (one, two) = (FakeNode::hanging(1).await, FakeNode::plain(2).await);
+        bench.publish(view(1, &[&one, &two]));
+        let get = bench.begin(Method::GET, &bench.cookie(1, 1));
+        let post = bench.begin(Method::POST, &bench.cookie(1, 1));
+        one.has_got(2).await;
+        let mut next = view(2, &[&two]);
+        next.dead.push(dead(1, true));
+        bench.publish(next);
+        let cut = tokio::time::timeout(Duration::from_secs(2), async { (get.await, post.await) });
+        let (get, post) = cut.await.expect("cut at once");
+        assert_eq!(get.unwrap().body, "2");
+        assert_eq!(post.unwrap().status, StatusCode::BAD_GATEWAY);
+        assert_eq!((one.got().len(), two.got().len()), (2, 1));
+    });
+}
+
+#[test]
+fn a_zombies_answer_goes_nowhere() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "").await);
+        let two = FakeNode::plain(2).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut both = view(1, &[&two]);
+        both.nodes.insert(0, entry(Incarnation(1), listener.local_addr().unwrap()));
+        bench.publish(both);
+        let waiting = bench.begin(Method::POST, &bench.cookie(1, 1));
+        let (mut zombie, _) = listener.accept().await.unwrap();
+        let mut bytes = [0; 4096];
+        let _ = zombie.read(&mut bytes).await.unwrap();
+        // Half an answer is here when the node's life ends; the rest comes later.
+        zombie.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n").await.unwrap();
+        pause(50).await;
+        bench.publish(view(2, &[&two]));
+        // The connection may be gone already.
+        let _ = zombie.write_all(b"\r\nzombie").await;
+        let answer = waiting.await.unwrap();
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+        assert!(!answer.body.contains("zombie"));
+    });
+}
+
+#[test]
+fn a_large_body_streams_but_is_not_sent_twice() {
+    run(async {
+        let bench = Bench::start(2000, "resend_body_bytes = 1000").await;
+        let (one, two) = (FakeNode::plain(1).await, FakeNode::elsewhere(2, 1).await);
+        bench.publish(view(1, &[&one, &two]));
+        let large = vec![b'x'; 3 << 20];
+        let answer = bench.post(&bench.cookie(1, 1), large.clone()).await;
+        assert_eq!(answer.body, "1");
+        assert_eq!(one.got()[0].body.len(), large.len());
+        let answer = bench.post(&bench.cookie(1, 2), large).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.body.contains("too large"), "{}", answer.body);
+        assert_eq!((one.got().len(), two.got().len()), (1, 1));
+    });
+}

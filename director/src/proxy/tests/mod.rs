@@ -1,0 +1,251 @@
+//! Tests of the proxy against small web servers in the same process. Each test has a runtime on its own thread, so that a
+//! rule can be taken out for it.
+
+mod failure;
+mod pass;
+mod route;
+
+use crate::metrics::Metrics;
+use crate::proxy::listen::listen;
+use crate::proxy::phases::Proxy;
+use crate::proxy::routes::Routes;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use selvage_fabric::config::Config;
+use selvage_fabric::ident::{Cookie, Epoch, Incarnation, SessionId};
+use selvage_fabric::view::{DeadEntry, NodeEntry, NodeState, View};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// What a node got.
+#[derive(Clone, Debug)]
+struct Got {
+    method: Method,
+    path: String,
+    headers: hyper::HeaderMap,
+    body: Bytes,
+}
+
+/// A web server that stands for a node.
+struct FakeNode {
+    incarnation: Incarnation,
+    address: SocketAddr,
+    got: Arc<Mutex<Vec<Got>>>,
+    stop: CancellationToken,
+}
+
+impl FakeNode {
+    /// A node that answers as `handler` says, after it has noted the whole request.
+    async fn start<F, R>(incarnation: u64, handler: F) -> Self
+    where
+        F: Fn(Got) -> R + Send + Sync + 'static,
+        R: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let got = Arc::new(Mutex::new(Vec::new()));
+        let stop = CancellationToken::new();
+        let (handler, notes, stopped) = (Arc::new(handler), Arc::clone(&got), stop.clone());
+        tokio::spawn(async move {
+            loop {
+                let stream = tokio::select! {
+                    () = stopped.cancelled() => return,
+                    accepted = listener.accept() => accepted.unwrap().0,
+                };
+                let (handler, notes, stopped) = (Arc::clone(&handler), Arc::clone(&notes), stopped.clone());
+                let service = service_fn(move |request: Request<Incoming>| {
+                    let (handler, notes) = (Arc::clone(&handler), Arc::clone(&notes));
+                    async move {
+                        let (head, body) = request.into_parts();
+                        let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
+                        let path = head.uri.to_string();
+                        let got = Got { method: head.method, path, headers: head.headers, body };
+                        notes.lock().unwrap().push(got.clone());
+                        Ok::<_, Infallible>(handler(got).await)
+                    }
+                });
+                tokio::spawn(async move {
+                    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                    tokio::select! {
+                        () = stopped.cancelled() => {}
+                        _ = connection => {}
+                    }
+                });
+            }
+        });
+        Self { incarnation: Incarnation(incarnation), address, got, stop }
+    }
+
+    /// A node that answers with its own incarnation.
+    async fn plain(incarnation: u64) -> Self {
+        Self::start(incarnation, move |_| async move { text(&incarnation.to_string()) }).await
+    }
+
+    /// A node that says "elsewhere".
+    async fn elsewhere(incarnation: u64, host: u64) -> Self {
+        Self::start(incarnation, move |_| async move {
+            let mut answer = text("elsewhere");
+            *answer.status_mut() = StatusCode::MISDIRECTED_REQUEST;
+            answer.headers_mut().insert("selvage-elsewhere", Incarnation(host).tag().parse().unwrap());
+            answer
+        })
+        .await
+    }
+
+    /// A node that takes a request and never answers.
+    async fn hanging(incarnation: u64) -> Self {
+        Self::start(incarnation, |_| std::future::pending()).await
+    }
+
+    fn got(&self) -> Vec<Got> {
+        self.got.lock().unwrap().clone()
+    }
+
+    /// Waits until the node has got so many requests.
+    async fn has_got(&self, requests: usize) {
+        for _ in 0..500 {
+            if self.got.lock().unwrap().len() >= requests {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the node got {} requests instead of {requests}", self.got().len());
+    }
+}
+
+impl Drop for FakeNode {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn text(body: &str) -> Response<Full<Bytes>> {
+    Response::new(Full::new(Bytes::from(body.to_owned())))
+}
+
+/// A port where nobody listens.
+async fn closed_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
+
+/// A running proxy and a client of it.
+struct Bench {
+    config: Config,
+    routes: Arc<Routes>,
+    metrics: Arc<Metrics>,
+    address: SocketAddr,
+    client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
+    stop: CancellationToken,
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+struct Seen {
+    status: StatusCode,
+    headers: hyper::HeaderMap,
+    body: String,
+}
+
+impl Bench {
+    async fn start(hold_ms: u64, extra: &str) -> Self {
+        let key = "11".repeat(32);
+        let config = format!(
+            "[cluster]\nname = \"t\"\nrun_dir = \"/run/t\"\ncookie_keys = [\"{key}\"]\n\
+             [director]\nhold_ms = {hold_ms}\n{extra}\n\
+             [[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n"
+        );
+        let config = Config::parse(Path::new("t.toml"), &config).unwrap();
+        let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::default()));
+        let proxy = Proxy::new(&config, Arc::clone(&routes), Arc::clone(&metrics));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(listen(proxy, listener, 1000, stop.clone()));
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self { config, routes, metrics, address, client, stop }
+    }
+
+    fn publish(&self, view: View) {
+        self.routes.publish(&Arc::new(view), &[]);
+    }
+
+    fn cookie(&self, id: u8, host: u64) -> String {
+        let cookie = Cookie { id: SessionId([id; 16]), host: Incarnation(host) };
+        format!("selvage={}", cookie.encode(&self.config.cluster.cookie_keys))
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        cookie: &str,
+        body: impl Into<Bytes>,
+    ) -> Request<Full<Bytes>> {
+        let uri = format!("http://{}{path}", self.address);
+        let request = Request::builder().method(method).uri(uri);
+        let request = if cookie.is_empty() { request } else { request.header("cookie", cookie) };
+        request.body(Full::new(body.into())).unwrap()
+    }
+
+    async fn send(&self, request: Request<Full<Bytes>>) -> Seen {
+        let answer = tokio::time::timeout(Duration::from_secs(20), self.client.request(request)).await;
+        let (head, body) = answer.expect("answered in time").expect("answered").into_parts();
+        let body = body.collect().await.expect("a whole body").to_bytes();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        Seen { status: head.status, headers: head.headers, body }
+    }
+
+    async fn get(&self, cookie: &str) -> Seen {
+        self.send(self.request(Method::GET, "/", cookie, "")).await
+    }
+
+    async fn post(&self, cookie: &str, body: impl Into<Bytes>) -> Seen {
+        self.send(self.request(Method::POST, "/", cookie, body)).await
+    }
+
+    /// Sends in the background.
+    fn begin(self: &Arc<Self>, method: Method, cookie: &str) -> tokio::task::JoinHandle<Seen> {
+        let (bench, request) = (Arc::clone(self), self.request(method, "/", cookie, "body"));
+        tokio::spawn(async move { bench.send(request).await })
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn entry(incarnation: Incarnation, address: SocketAddr) -> NodeEntry {
+    let name = format!("n{}", incarnation.0);
+    NodeEntry { name, incarnation, state: NodeState::Up, address: address.to_string() }
+}
+
+fn view(number: u32, nodes: &[&FakeNode]) -> View {
+    let nodes = nodes.iter().map(|node| entry(node.incarnation, node.address)).collect();
+    View { epoch: Epoch { term: 1, number }, copies: 1, nodes, ..View::default() }
+}
+
+fn dead(incarnation: u64, sealed: bool) -> DeadEntry {
+    DeadEntry { name: format!("n{incarnation}"), incarnation: Incarnation(incarnation), sealed }
+}
+
+/// Runs a test on this thread alone.
+fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+}
+
+async fn pause(ms: u64) {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+}

@@ -1,0 +1,170 @@
+//! What passes and what does not.
+
+use super::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// Sends bytes as they are and reads until the other side closes.
+async fn raw(bench: &Bench, bytes: &str) -> String {
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut answer));
+    read.await.expect("closed in time").unwrap();
+    String::from_utf8(answer).unwrap()
+}
+
+#[test]
+fn headers_of_one_hop_stay_there() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let one = FakeNode::start(1, |_| async {
+            let mut answer = text("1");
+            let headers = answer.headers_mut();
+            headers.insert("connection", "x-hop".parse().unwrap());
+            headers.insert("x-hop", "1".parse().unwrap());
+            headers.insert("keep-alive", "timeout=5".parse().unwrap());
+            headers.insert("selvage-elsewhere", "me".parse().unwrap());
+            headers.insert("x-stays", "1".parse().unwrap());
+            answer
+        })
+        .await;
+        bench.publish(view(1, &[&one]));
+        let mut request = bench.request(Method::GET, "/a%20b?c=d&e", "", "");
+        let headers = request.headers_mut();
+        for (name, value) in [
+            ("connection", "close, x-mine, host, cookie"),
+            ("x-mine", "1"),
+            ("te", "trailers"),
+            ("upgrade", "websocket"),
+            ("proxy-authorization", "Basic x"),
+            ("selvage-elsewhere", "forged"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-proto", "forged"),
+            ("host", "shop.example"),
+            ("x-kept", "yes"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        let answer = bench.send(request).await;
+        assert_eq!(answer.status, StatusCode::OK);
+        for gone in ["x-hop", "keep-alive", "selvage-elsewhere"] {
+            assert!(!answer.headers.contains_key(gone), "{gone}");
+        }
+        assert_eq!(answer.headers["x-stays"], "1");
+        let got = &one.got()[0];
+        assert_eq!(got.path, "/a%20b?c=d&e");
+        for gone in ["x-mine", "te", "upgrade", "proxy-authorization", "selvage-elsewhere"] {
+            assert!(!got.headers.contains_key(gone), "{gone}");
+        }
+        assert_eq!(got.headers["x-forwarded-for"], "10.0.0.1, 127.0.0.1");
+        assert_eq!(got.headers["x-forwarded-proto"], "http");
+        assert_eq!(got.headers["x-forwarded-host"], "shop.example");
+        assert_eq!(got.headers["host"], "shop.example");
+        assert_eq!(got.headers["x-kept"], "yes");
+    });
+}
+
+#[test]
+fn no_request_hides_in_another() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let one = FakeNode::plain(1).await;
+        bench.publish(view(1, &[&one]));
+        // The length is a lie; the encoding decides, and one request arrives, or none.
+        let both = "POST /first HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\
+                    connection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+        raw(&bench, both).await;
+        for got in one.got() {
+            assert_eq!((&*got.path, &*got.body), ("/first", &b"hello"[..]));
+            assert_eq!(got.headers.get_all("content-length").iter().count(), 1);
+            assert_eq!(got.headers["content-length"], "5");
+        }
+        assert!(one.got().len() <= 1);
+    });
+}
+
+#[test]
+fn absolute_form_names_the_host() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let one = FakeNode::plain(1).await;
+        bench.publish(view(1, &[&one]));
+        let answer =
+            raw(&bench, "GET http://real.example/p?q HTTP/1.1\r\nhost: other\r\nconnection: close\r\n\r\n")
+                .await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(
+            (&*one.got()[0].path, &one.got()[0].headers["host"]),
+            ("/p?q", &"real.example".parse().unwrap())
+        );
+        let answer =
+            raw(&bench, "CONNECT real.example:443 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+        let answer = raw(&bench, "GET /old HTTP/1.0\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.0 200") && answer.ends_with('1'), "{answer}");
+        assert_eq!(one.got().len(), 2);
+    });
+}
+
+#[test]
+fn over_the_limit_is_a_503_at_once() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "requests_max = 2").await);
+        let one = FakeNode::hanging(1).await;
+        bench.publish(view(1, &[&one]));
+        let waiting = [(); 2].map(|()| bench.begin(Method::POST, ""));
+        one.has_got(2).await;
+        let answer = bench.get("").await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(answer.headers["retry-after"], "1");
+        assert!(answer.body.contains("too many"), "{}", answer.body);
+        // Their places become free with their ends.
+        bench.publish(view(2, &[]));
+        for request in waiting {
+            assert_eq!(request.await.unwrap().status, StatusCode::BAD_GATEWAY);
+        }
+        let two = FakeNode::plain(2).await;
+        bench.publish(view(3, &[&two]));
+        assert_eq!(bench.get("").await.status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn head_and_statuses_pass() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let one = FakeNode::start(1, |got| async move {
+            let mut answer = text("body");
+            *answer.status_mut() = got.path[1..].parse().unwrap();
+            answer
+        })
+        .await;
+        bench.publish(view(1, &[&one]));
+        for status in [200, 204, 304, 404, 421, 500, 503] {
+            let answer = bench.send(bench.request(Method::GET, &format!("/{status}"), "", "")).await;
+            assert_eq!(answer.status.as_u16(), status);
+        }
+        let answer = bench.send(bench.request(Method::HEAD, "/200", "", "")).await;
+        assert_eq!((&*answer.body, &answer.headers["content-length"]), ("", &"4".parse().unwrap()));
+    });
+}
+
+#[test]
+fn a_stop_lets_requests_end() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "").await);
+        let one = FakeNode::start(1, |_| async {
+            pause(300).await;
+            text("late")
+        })
+        .await;
+        bench.publish(view(1, &[&one]));
+        let waiting = bench.begin(Method::POST, "");
+        one.has_got(1).await;
+        bench.stop.cancel();
+        assert_eq!(waiting.await.unwrap().body, "late");
+        pause(50).await;
+        assert!(TcpStream::connect(bench.address).await.is_err(), "nobody listens any more");
+    });
+}
