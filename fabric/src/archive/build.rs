@@ -1,6 +1,6 @@
 //! Building archives from borrowed attributes, without an allocation per attribute.
 
-use super::format::{ArchivedSession, AttributeSource, SessionSource};
+use super::format::{ArchivedAttribute, ArchivedSession, AttributeSource, SessionSource};
 use super::patch::patch;
 use super::read::ArchiveLimits;
 use super::value::{Value, ValueRef};
@@ -69,7 +69,7 @@ impl Changes {
         &'a self,
         base: Option<&'a ArchivedSession>,
     ) -> impl Iterator<Item = (&'a str, ValueRef<'a>)> + Clone {
-        Merged { base: base.into_iter().flat_map(ArchivedSession::iter).peekable(), changes: &self.entries }
+        Merged { base: base.map_or(&[], ArchivedSession::attributes), changes: &self.entries }
     }
 
     /// The changes, sorted by name; `None` is a removal.
@@ -91,25 +91,29 @@ impl Changes {
 
 /// Two sorted sources as one; changes win, removals drop out.
 #[derive(Clone)]
-struct Merged<'a, B: Iterator<Item = (&'a str, ValueRef<'a>)>> {
-    base: std::iter::Peekable<B>,
+struct Merged<'a> {
+    base: &'a [ArchivedAttribute],
     changes: &'a [(Box<str>, Option<Value>)],
 }
 
-impl<'a, B: Iterator<Item = (&'a str, ValueRef<'a>)>> Iterator for Merged<'a, B> {
+impl<'a> Iterator for Merged<'a> {
     type Item = (&'a str, ValueRef<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             let Some(((name, change), rest)) = self.changes.split_first() else {
-                return self.base.next();
+                let (old, rest) = self.base.split_first()?;
+                self.base = rest;
+                return Some(old.pair());
             };
-            let order = self.base.peek().map_or(Ordering::Greater, |(base, _)| (*base).cmp(name));
-            if order == Ordering::Less {
-                return self.base.next();
-            }
-            if order == Ordering::Equal {
-                self.base.next();
+            if let Some((old, left)) = self.base.split_first() {
+                let order = old.name.as_str().cmp(name);
+                if order != Ordering::Greater {
+                    self.base = left;
+                }
+                if order == Ordering::Less {
+                    return Some(old.pair());
+                }
             }
             self.changes = rest;
             if let Some(value) = change {

@@ -74,15 +74,19 @@ impl ArchivedSession {
         Some(&self.attribute(name)?.value)
     }
 
+    pub(super) fn attributes(&self) -> &[ArchivedAttribute] {
+        self.attributes.as_slice()
+    }
+
     fn attribute(&self, name: &str) -> Option<&ArchivedAttribute> {
-        let attributes = self.attributes.as_slice();
+        let attributes = self.attributes();
         let at = attributes.binary_search_by(|attribute| attribute.name.as_str().cmp(name)).ok()?;
         attributes.get(at)
     }
 
     /// The attributes, sorted by name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, ValueRef<'_>)> + Clone {
-        self.attributes.as_slice().iter().map(super::format::ArchivedAttribute::pair)
+        self.attributes().iter().map(ArchivedAttribute::pair)
     }
 }
 
