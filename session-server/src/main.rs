@@ -5,6 +5,7 @@
 use clap::Parser;
 use selvage_fabric::config::Config;
 use selvage_session_server::daemon;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
@@ -32,7 +33,11 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let filter = EnvFilter::try_from_env("SELVAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let path = Config::resolve_path(arguments.config.as_deref());
     match Config::load(&path).and_then(|config| daemon::run(&config, &arguments.name)) {
         Ok(()) => ExitCode::SUCCESS,

@@ -217,6 +217,7 @@ fn run_works_as_an_ordinary_user() {
     for folder in [place.path(), &copy, &copy.join("nginx")] {
         fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     }
+    fs::copy(product.library(), copy.join("libselvage.so.0")).unwrap();
     let mut command = Command::new("setpriv");
     let id = NOBODY.to_string();
     command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]).arg(copy.join("xtask"));

@@ -47,6 +47,8 @@ pub struct NodeStatus {
     pub incarnation: u64,
     /// `up`, `draining`, `drained` or `down`.
     pub state: String,
+    /// The newest view that it has carried out: what it says below is in the light of that one.
+    pub epoch: Epoch,
     /// Sessions that it hosts.
     pub sessions: u64,
     /// Attached processes.
@@ -116,6 +118,7 @@ impl Cluster {
                 tag: life.map(|life| life.incarnation.tag()).unwrap_or_default(),
                 incarnation: life.map_or(0, |life| life.incarnation.0),
                 state: state.to_owned(),
+                epoch: beat.epoch,
                 sessions: beat.sessions,
                 pids: beat.pids,
                 address: node.address.clone(),

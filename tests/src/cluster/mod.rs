@@ -1,7 +1,8 @@
 //! A cluster on this host: session servers, director, and one nginx per web node, each a real process.
 //!
-//! Invariants: everything on disk is in the run folder; every process is recorded there before it does anything; a
-//! `Cluster` that is dropped has killed its processes and removed its folder and its shared memory.
+//! Invariants: everything on disk is in the run folder; every process is recorded there before it does
+//! anything; a `Cluster` that is dropped has killed its processes and removed its folder and its shared
+//! memory.
 
 mod files;
 mod folder;
@@ -29,7 +30,7 @@ use std::time::{Duration, Instant};
 /// A cluster that is not up after this time does not come up.
 const UP_WAIT: Duration = Duration::from_secs(20);
 /// A member that was asked to end is killed after this time.
-const STOP_WAIT: Duration = Duration::from_secs(5);
+const STOP_WAIT: Duration = Duration::from_secs(8);
 /// Lines of a member's log that are shown when it dies.
 const LOG_TAIL_LINES: usize = 8;
 /// The director's name as a member.
@@ -62,7 +63,8 @@ pub struct Options {
     pub folder: Option<PathBuf>,
     /// Members that are configured, but started only later by [`Cluster::start_member`].
     pub later: Vec<String>,
-    /// The web nodes' processes have the launcher's own user, even if it is root: for programs that are a node themselves.
+    /// The web nodes' processes have the launcher's own user, even if it is root: for programs that are a
+    /// node themselves.
     pub nodes_are_launchers: bool,
 }
 
@@ -78,7 +80,8 @@ impl Default for Options {
             admin_port: None,
             weights: Vec::new(),
             director: String::new(),
-            // Every segment is allocated whole at its start, so a cluster on one host takes no more than it needs.
+            // Every segment is allocated whole at its start, so a cluster on one host takes no more than it
+            // needs.
             tables: "[memory]\nsessions_max = 16384\ncache_bytes = 33554432\nlease_bytes = 33554432\n".into(),
             folder: None,
             later: Vec::new(),
@@ -153,7 +156,8 @@ impl Cluster {
     /// Starts a cluster and waits until the director's view shows every member up.
     ///
     /// # Errors
-    /// In one line what is wrong: a port that is taken, a missing program, a member that died, with the end of its log.
+    /// In one line what is wrong: a port that is taken, a missing program, a member that died, with the end
+    /// of its log.
     pub async fn start(product: Product, options: Options) -> Result<Self> {
         let mut cluster = Self::prepare(product, options)?;
         cluster.start_all().await?;
@@ -329,7 +333,8 @@ impl Cluster {
             .filter_map(|(name, process)| Some((name.clone(), process.ended()?)))
             .collect();
         for (name, _) in &ended {
-            // What is left of it cannot work without its first process: nginx workers without a master, for example.
+            // What is left of it cannot work without its first process: nginx workers without a master, for
+            // example.
             if let Some(process) = self.processes.remove(name) {
                 let _ = process.kill();
             }
@@ -384,8 +389,8 @@ impl Cluster {
         self.processes.values().map(|process| tail(&process.name, &process.log)).collect()
     }
 
-    /// Ends all members in the order in which they disturb each other least, bounded, removes everything, and tells what
-    /// the members themselves had left.
+    /// Ends all members in the order in which they disturb each other least, bounded, removes everything, and
+    /// tells what the members themselves had left.
     ///
     /// # Errors
     /// Something cannot be killed or removed.
@@ -534,7 +539,8 @@ fn port(wanted: Option<u16>, option: &str) -> Result<Port> {
     }
 }
 
-/// The run folder: given, or by port, so that a run finds what a crashed one on the same port left; unique without a port.
+/// The run folder: given, or by port, so that a run finds what a crashed one on the same port left; unique
+/// without a port.
 fn folder_path(options: &Options) -> Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     if let Some(folder) = &options.folder {

@@ -1,6 +1,7 @@
 //! The C program of the README compiles without a warning, and does what the README says.
 
 use crate::harness::{Stage, options};
+use selvage_fabric::config::Config;
 use selvage_tests::cluster::Options;
 use selvage_tests::product::{Product, workspace_root};
 use std::fs;
@@ -42,7 +43,9 @@ fn compile(folder: &Path, product: &Product) -> PathBuf {
     let source = folder.join("readme.c");
     fs::write(&source, code).unwrap();
     // The other user of the test may not be able to enter the folder of the build.
-    fs::copy(product.library(), folder.join("libselvage.so")).unwrap();
+    for name in ["libselvage.so", "libselvage.so.0"] {
+        fs::copy(product.library(), folder.join(name)).unwrap();
+    }
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
     let program = folder.join("readme");
     let mut command = Command::new("cc");
@@ -52,4 +55,49 @@ fn compile(folder: &Path, product: &Product) -> PathBuf {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     program
+}
+
+/// Every key of the configuration stands in `docs/using.md`, with the default that it has.
+#[test]
+fn the_documented_defaults_are_the_defaults() {
+    let text = fs::read_to_string(workspace_root().join("docs/using.md")).unwrap();
+    let mut documented = String::new();
+    let mut required = String::new();
+    let mut keys = 0;
+    let chapter = text.split("\n## ").find(|chapter| chapter.starts_with("Configuration")).unwrap();
+    for line in chapter.lines() {
+        if let Some(table) = line.strip_prefix("### `[").and_then(|rest| rest.strip_suffix('`')) {
+            for text in [&mut documented, &mut required] {
+                text.push_str(&format!("[{table}\n"));
+            }
+        }
+        let cells: Vec<&str> = line.split(" | ").map(|cell| cell.trim_matches(['|', ' '])).collect();
+        let [key, default, _] = cells[..] else { continue };
+        let Some(key) = key.strip_prefix('`').and_then(|key| key.strip_suffix('`')) else { continue };
+        let (value, is_required) = match (key, default) {
+            ("name", "required") => ("\"x1\"", true),
+            ("run_dir", "required") => ("\"/run/x\"", true),
+            ("cookie_keys", "required") => {
+                ("[\"00000000000000000000000000000000000000000000000000000000000000ff\"]", true)
+            }
+            ("address", "required") => ("\"127.0.0.1:9001\"", true),
+            (_, default) => match default.strip_prefix('`').and_then(|it| it.strip_suffix('`')) {
+                Some(value) => (value, false),
+                None => continue,
+            },
+        };
+        keys += 1;
+        documented.push_str(&format!("{key} = {value}\n"));
+        if is_required {
+            required.push_str(&format!("{key} = {value}\n"));
+        }
+    }
+    let parse = |text: &str| Config::parse(Path::new("docs"), text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    assert_eq!(format!("{:?}", parse(&documented)), format!("{:?}", parse(&required)));
+    // Unknown keys are errors, so the table has no key too many; this is against keys that it has not.
+    let source = fs::read_to_string(workspace_root().join("fabric/src/config.rs")).unwrap();
+    let fields = source.split("impl Config {").next().unwrap();
+    let settings = fields.split("#[serde(deny_unknown_fields").skip(1).collect::<String>();
+    let fields = settings.lines().filter(|line| line.starts_with("    pub ")).count();
+    assert_eq!(keys, fields, "keys in the document, fields in fabric/src/config.rs");
 }
