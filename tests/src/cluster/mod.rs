@@ -8,6 +8,8 @@ mod files;
 mod folder;
 mod ports;
 mod process;
+#[cfg(test)]
+mod tests;
 
 pub use folder::{Folder, segments};
 pub use ports::{Port, is_free};
