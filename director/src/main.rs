@@ -1,5 +1,7 @@
 //! `selvage-director --config FILE`: see the library.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use selvage_director::daemon;
 use selvage_fabric::config::Config;

@@ -352,88 +352,15 @@ impl Check<'_> {
 
 impl File {
     fn check(self, check: &Check<'_>) -> Result<Config> {
-        let span = self.cluster.span();
-        let cluster = self.cluster.into_inner();
-        check.name(span.clone(), &cluster.name)?;
-        check.range(span.clone(), "copies", cluster.copies, 1, limits::COPIES_MAX as u32)?;
-        check.that(cluster.run_dir.is_absolute(), span.clone(), "run_dir", || {
-            "must be an absolute path".into()
-        })?;
-        // A Unix socket's path holds 107 bytes; the longest name of ours is "server-<name>.sock".
-        let run_dir_max = 107 - "/server-.sock".len() - limits::NAME_BYTES_MAX;
-        check.range(span.clone(), "run_dir", cluster.run_dir.as_os_str().len(), 1, run_dir_max)?;
-
-        let span = self.session.span();
-        let session = self.session.into_inner();
-        let cookie_name_good = !session.cookie_name.is_empty()
-            && session
-                .cookie_name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-        check.that(cookie_name_good, span.clone(), "cookie_name", || {
-            "must be made of letters, digits, _ and -".into()
-        })?;
-        check.that(
-            !session.cookie_name.starts_with("__Host-") || session.cookie_secure,
-            span.clone(),
-            "cookie_name",
-            || "a name with __Host- needs cookie_secure = true".into(),
-        )?;
-        check.range(span.clone(), "idle_s", session.idle_s, 1, 10 * 365 * 86_400)?;
-        check.range(span.clone(), "absolute_s", session.absolute_s, session.idle_s, 10 * 365 * 86_400)?;
-        check.range(span.clone(), "touch_share", session.touch_share, 0.0, 0.9)?;
-        let unit = limits::BLOCK_UNIT_BYTES;
-        check.range(
-            span.clone(),
-            "archive_bytes_max",
-            session.archive_bytes_max,
-            unit,
-            limits::ARCHIVE_BYTES_MAX,
-        )?;
-        check.range(span.clone(), "waiters_max", session.waiters_max, 1, 1024)?;
-        check.range(span.clone(), "wait_ms", session.wait_ms, 1, 600_000)?;
-        check.range(span.clone(), "lock_hold_ms", session.lock_hold_ms, 100, 3_600_000)?;
-        check.range(span, "clock_skew_ms", session.clock_skew_ms, 0, 3_600_000)?;
-
-        let span = self.timing.span();
-        let timing = self.timing.into_inner();
-        check.range(span.clone(), "heartbeat_ms", timing.heartbeat_ms, 1, 60_000)?;
-        check.range(span.clone(), "mandate_ms", timing.mandate_ms, 3 * timing.heartbeat_ms, 600_000)?;
-        check.range(span, "silence_ms", timing.silence_ms, timing.mandate_ms + 1, 600_000)?;
-
-        let span = self.memory.span();
-        let memory = self.memory.into_inner();
-        check.range(span.clone(), "sessions_max", memory.sessions_max, 16, 1 << 28)?;
-        let heap_min = 4 * limits::CHUNK_BYTES_MIN.max(session.archive_bytes_max) as u64;
-        check.range(span.clone(), "cache_bytes", memory.cache_bytes, heap_min, 1 << 40)?;
-        check.range(span, "lease_bytes", memory.lease_bytes, heap_min, 1 << 40)?;
-
-        let mut servers = Vec::new();
-        for server in self.server {
-            let span = server.span();
-            let server = server.into_inner();
-            check.name(span.clone(), &server.name)?;
-            check.range(span.clone(), "weight", server.weight, 1, 1000)?;
-            let twice = servers.iter().any(|other: &Server| other.name == server.name);
-            check.that(!twice, span, "name", || format!("two servers are named \"{}\"", server.name))?;
-            servers.push(server);
-        }
-        let mut nodes = Vec::new();
-        for node in self.node {
-            let span = node.span();
-            let node = node.into_inner();
-            check.name(span.clone(), &node.name)?;
-            let twice = nodes.iter().any(|other: &Node| other.name == node.name);
-            check.that(!twice, span.clone(), "name", || format!("two nodes are named \"{}\"", node.name))?;
-            let shared = nodes.iter().any(|other: &Node| other.address == node.address);
-            check.that(!shared, span, "address", || format!("two nodes listen on {}", node.address))?;
-            nodes.push(node);
-        }
+        let cluster = checked_cluster(self.cluster, check)?;
+        let session = checked_session(self.session, check)?;
+        let timing = checked_timing(self.timing, check)?;
+        let memory = checked_memory(self.memory, &session, check)?;
+        let servers = checked_servers(self.server, check)?;
+        let nodes = checked_nodes(self.node, check)?;
         let director_span = self.director.span();
         check.range(director_span.clone(), "server", servers.len(), 1, limits::SERVERS_MAX)?;
         check.range(director_span, "node", nodes.len(), 1, limits::NODES_MAX)?;
-        servers.sort_by(|a, b| a.name.cmp(&b.name));
-        nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Config {
             path: check.path.to_owned(),
             cluster,
@@ -445,6 +372,104 @@ impl File {
             nodes,
         })
     }
+}
+
+fn checked_cluster(table: Spanned<Cluster>, check: &Check<'_>) -> Result<Cluster> {
+    let span = table.span();
+    let cluster = table.into_inner();
+    check.name(span.clone(), &cluster.name)?;
+    check.range(span.clone(), "copies", cluster.copies, 1, limits::COPIES_MAX as u32)?;
+    check
+        .that(cluster.run_dir.is_absolute(), span.clone(), "run_dir", || "must be an absolute path".into())?;
+    // A Unix socket's path holds 107 bytes; the longest name of ours is "server-<name>.sock".
+    let run_dir_max = 107 - "/server-.sock".len() - limits::NAME_BYTES_MAX;
+    check.range(span.clone(), "run_dir", cluster.run_dir.as_os_str().len(), 1, run_dir_max)?;
+    Ok(cluster)
+}
+
+fn checked_session(table: Spanned<Session>, check: &Check<'_>) -> Result<Session> {
+    let span = table.span();
+    let session = table.into_inner();
+    let cookie_name_good = !session.cookie_name.is_empty()
+        && session
+            .cookie_name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    check.that(cookie_name_good, span.clone(), "cookie_name", || {
+        "must be made of letters, digits, _ and -".into()
+    })?;
+    check.that(
+        !session.cookie_name.starts_with("__Host-") || session.cookie_secure,
+        span.clone(),
+        "cookie_name",
+        || "a name with __Host- needs cookie_secure = true".into(),
+    )?;
+    check.range(span.clone(), "idle_s", session.idle_s, 1, 10 * 365 * 86_400)?;
+    check.range(span.clone(), "absolute_s", session.absolute_s, session.idle_s, 10 * 365 * 86_400)?;
+    check.range(span.clone(), "touch_share", session.touch_share, 0.0, 0.9)?;
+    let unit = limits::BLOCK_UNIT_BYTES;
+    check.range(
+        span.clone(),
+        "archive_bytes_max",
+        session.archive_bytes_max,
+        unit,
+        limits::ARCHIVE_BYTES_MAX,
+    )?;
+    check.range(span.clone(), "waiters_max", session.waiters_max, 1, 1024)?;
+    check.range(span.clone(), "wait_ms", session.wait_ms, 1, 600_000)?;
+    check.range(span.clone(), "lock_hold_ms", session.lock_hold_ms, 100, 3_600_000)?;
+    check.range(span, "clock_skew_ms", session.clock_skew_ms, 0, 3_600_000)?;
+    Ok(session)
+}
+
+fn checked_timing(table: Spanned<Timing>, check: &Check<'_>) -> Result<Timing> {
+    let span = table.span();
+    let timing = table.into_inner();
+    check.range(span.clone(), "heartbeat_ms", timing.heartbeat_ms, 1, 60_000)?;
+    check.range(span.clone(), "mandate_ms", timing.mandate_ms, 3 * timing.heartbeat_ms, 600_000)?;
+    check.range(span, "silence_ms", timing.silence_ms, timing.mandate_ms + 1, 600_000)?;
+    Ok(timing)
+}
+
+fn checked_memory(table: Spanned<Memory>, session: &Session, check: &Check<'_>) -> Result<Memory> {
+    let span = table.span();
+    let memory = table.into_inner();
+    check.range(span.clone(), "sessions_max", memory.sessions_max, 16, 1 << 28)?;
+    let heap_min = 4 * limits::CHUNK_BYTES_MIN.max(session.archive_bytes_max) as u64;
+    check.range(span.clone(), "cache_bytes", memory.cache_bytes, heap_min, 1 << 40)?;
+    check.range(span, "lease_bytes", memory.lease_bytes, heap_min, 1 << 40)?;
+    Ok(memory)
+}
+
+fn checked_servers(tables: Vec<Spanned<Server>>, check: &Check<'_>) -> Result<Vec<Server>> {
+    let mut servers = Vec::new();
+    for server in tables {
+        let span = server.span();
+        let server = server.into_inner();
+        check.name(span.clone(), &server.name)?;
+        check.range(span.clone(), "weight", server.weight, 1, 1000)?;
+        let twice = servers.iter().any(|other: &Server| other.name == server.name);
+        check.that(!twice, span, "name", || format!("two servers are named \"{}\"", server.name))?;
+        servers.push(server);
+    }
+    servers.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(servers)
+}
+
+fn checked_nodes(tables: Vec<Spanned<Node>>, check: &Check<'_>) -> Result<Vec<Node>> {
+    let mut nodes = Vec::new();
+    for node in tables {
+        let span = node.span();
+        let node = node.into_inner();
+        check.name(span.clone(), &node.name)?;
+        let twice = nodes.iter().any(|other: &Node| other.name == node.name);
+        check.that(!twice, span.clone(), "name", || format!("two nodes are named \"{}\"", node.name))?;
+        let shared = nodes.iter().any(|other: &Node| other.address == node.address);
+        check.that(!shared, span, "address", || format!("two nodes listen on {}", node.address))?;
+        nodes.push(node);
+    }
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(nodes)
 }
 
 fn invalid(path: &Path, text: &str, at: usize, why: &str) -> Error {

@@ -1,5 +1,7 @@
 //! `selvage status | drain | undrain | check-config`: see `selvage_director::tool`.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use selvage_director::tool;
 use std::process::ExitCode;
