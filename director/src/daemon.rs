@@ -18,7 +18,6 @@ use selvage_fabric::error::{Error, Origin, Result};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -31,10 +30,9 @@ use tracing::info;
 pub fn run(config: Config) -> Result<()> {
     let place = Place::take(&config)?;
     let config = Arc::new(config);
-    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let routes = Arc::new(Routes::default());
     let metrics = Arc::new(Metrics::default());
-    let settings = Settings::new(&config, unix_s.try_into().unwrap_or(u32::MAX));
+    let settings = Settings::new(&config, place.term_min);
     let (driver, handle) = Driver::new(settings, Arc::clone(&routes));
     let stop = CancellationToken::new();
 

@@ -3,7 +3,7 @@
 use crate::cluster::status::Status;
 use hyper::StatusCode;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 
 /// How a request ended.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, EncodeLabelValue)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {
     /// A node answered, and not with an error of its own.
     Served,
@@ -82,6 +82,20 @@ impl Outcome {
     /// Of a request that a node answered.
     pub fn of(status: StatusCode) -> Self {
         if status.is_server_error() { Self::NodeError } else { Self::Served }
+    }
+}
+
+impl EncodeLabelValue for Outcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let text = match self {
+            Self::Served => "served",
+            Self::NodeError => "node_error",
+            Self::Refused => "refused",
+            Self::BadRequest => "bad_request",
+            Self::Unrouted => "unrouted",
+            Self::Lost => "lost",
+        };
+        text.encode(encoder)
     }
 }
 

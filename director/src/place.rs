@@ -1,6 +1,7 @@
 //! The director's place on the host: the run folder with the nodes' folders, the lock, the sockets. Every failure is one
 //! line that says what is wrong and what to do.
 
+use crate::limits;
 use rustix::fs::{FlockOperation, flock};
 use selvage_fabric::config::{Config, Node};
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
@@ -10,6 +11,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a running director holds. Dropping it removes the socket and frees the lock.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Place {
     pub browsers: TcpListener,
     /// Where operators connect.
     pub admin: TcpListener,
+    /// The least term of this director.
+    pub term_min: u32,
     socket: PathBuf,
     /// Held for its lock.
     _lock: File,
@@ -40,7 +44,8 @@ impl Place {
         let admin = listen(config.director.admin_listen, "admin_listen")?;
         let socket = config.director_socket();
         let control = control(&socket)?;
-        Ok(Self { control, browsers, admin, socket, _lock: lock })
+        let term_min = next_term(&config.cluster.run_dir.join("director.term"))?;
+        Ok(Self { control, browsers, admin, term_min, socket, _lock: lock })
     }
 }
 
@@ -91,6 +96,22 @@ fn lock(path: &Path) -> Result<File> {
     written
         .map_err(|error| Error::os(Origin::Director, format!("cannot write {}", path.display()), error))?;
     Ok(file)
+}
+
+/// The Unix time, s, but above the term of the last director here: two may start within a second, and tags must not come
+/// back.
+fn next_term(path: &Path) -> Result<u32> {
+    let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let unix_s = u32::try_from(unix_s).unwrap_or(u32::MAX);
+    let last = std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse::<u32>().ok());
+    // A last term far ahead of the clock is a damaged file or a clock that was wrong.
+    let last = last.filter(|last| *last < unix_s.saturating_add(limits::TERM_AHEAD_MAX_S));
+    let term = last.map_or(unix_s, |last| unix_s.max(last + 1));
+    let fresh = path.with_extension("new");
+    std::fs::write(&fresh, format!("{term}\n"))
+        .and_then(|()| std::fs::rename(&fresh, path))
+        .map_err(|error| Error::os(Origin::Director, format!("cannot write {}", path.display()), error))?;
+    Ok(term)
 }
 
 /// A node's folder, private to its first user.

@@ -70,13 +70,13 @@ pub struct Settings {
     pub nodes: Vec<(String, String)>,
     /// Name, weight and socket of each configured server.
     pub servers: Vec<(String, u32, String)>,
-    /// Unix time at start, s: the least term.
-    pub unix_s: u32,
+    /// The least term: the Unix time at start, s, and above the term of the last director here.
+    pub term_min: u32,
 }
 
 impl Settings {
     /// From the configuration file.
-    pub fn new(config: &Config, unix_s: u32) -> Self {
+    pub fn new(config: &Config, term_min: u32) -> Self {
         let timing = &config.timing;
         Self {
             heartbeat: timing.heartbeat(),
@@ -94,7 +94,7 @@ impl Settings {
                     (server.name.clone(), server.weight, socket)
                 })
                 .collect(),
-            unix_s,
+            term_min,
         }
     }
 }
@@ -447,7 +447,7 @@ impl Cluster {
 
     /// A term far ahead of the clock, or a number near its end, is a fault of the peer and would use up the epochs.
     fn is_plausible(&self, seen: Epoch) -> bool {
-        let term_max = self.settings.unix_s.saturating_add(limits::TERM_AHEAD_MAX_S);
+        let term_max = self.settings.term_min.saturating_add(limits::TERM_AHEAD_MAX_S);
         seen.term < term_max && seen.number < limits::NUMBER_MAX
     }
 

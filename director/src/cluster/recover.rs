@@ -22,6 +22,8 @@ pub(super) enum Phase {
         grace_until: Moment,
         /// The newest epoch of others that was seen at recovery.
         floor: Epoch,
+        /// This director's first term.
+        born: u32,
         /// Some server told what the cluster was before.
         based: bool,
     },
@@ -47,13 +49,17 @@ impl Cluster {
             .filter(|epoch| self.is_plausible(*epoch))
             .collect();
         let floor = seen.iter().copied().max().unwrap_or_default();
-        self.epoch.term = self.settings.unix_s;
+        self.epoch.term = self.settings.term_min;
         if holds(Rule::R12Epochs) {
             self.epoch.term = self.epoch.term.max(floor.term.saturating_add(1));
             self.epoch.number = seen.iter().map(|epoch| epoch.number).max().unwrap_or_default();
         }
-        self.phase =
-            Phase::Steady { grace_until: now + self.settings.silence * 2, floor, based: base.is_some() };
+        self.phase = Phase::Steady {
+            grace_until: now + self.settings.silence * 2,
+            floor,
+            born: self.epoch.term,
+            based: base.is_some(),
+        };
         self.changed = true;
         match &base {
             Some(view) => {
@@ -157,7 +163,7 @@ impl Cluster {
         if let Some(life) = &node.life {
             return life.incarnation == incarnation;
         }
-        let Phase::Steady { grace_until, floor, .. } = self.phase else { return false };
+        let Phase::Steady { grace_until, floor, born, .. } = self.phase else { return false };
         incarnation != Incarnation::NONE
             && !node.drained
             && !self.is_dead(incarnation)
@@ -165,6 +171,6 @@ impl Cluster {
             // One who has seen less than others may have been ended by what it has not seen.
             && epoch >= floor
             // Of this director's own life every end is known.
-            && incarnation.0 >> 32 < u64::from(self.epoch.term)
+            && incarnation.0 >> 32 < u64::from(born)
     }
 }

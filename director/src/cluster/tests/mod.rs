@@ -49,7 +49,7 @@ pub(super) fn settings(nodes: &[&str], servers: &[&str]) -> Settings {
         copies: 2,
         nodes: (1..).zip(nodes).map(|(at, name)| (name.to_string(), format!("127.0.0.1:{at}"))).collect(),
         servers: servers.iter().map(|name| (name.to_string(), 1, format!("/s/{name}"))).collect(),
-        unix_s: UNIX_S,
+        term_min: UNIX_S,
     }
 }
 

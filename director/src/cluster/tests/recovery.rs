@@ -14,7 +14,7 @@ fn a_restart_keeps_everybody() {
     let old = World::up(&["n1", "n2"], &["s1", "s2"]);
     let view = (*old.view()).clone();
     let mut world = World::silent(&["n1", "n2"], &["s1", "s2"]);
-    world.cluster.settings.unix_s += 60;
+    world.cluster.settings.term_min += 60;
     // A node is first; it gets its answer when the servers have reported.
     let n1 = old.node("n1").unwrap();
     let link = resume(&mut world, "n1", n1, view.epoch);
@@ -92,7 +92,7 @@ fn with_every_server_dead_a_living_node_goes_on() {
     let old = World::up(&["n1", "n2"], &["s1"]);
     let (n1, n2, epoch) = (old.node("n1").unwrap(), old.node("n2").unwrap(), old.view().epoch);
     let mut world = World::silent(&["n1", "n2"], &["s1"]);
-    world.cluster.settings.unix_s += 60;
+    world.cluster.settings.term_min += 60;
     let first = resume(&mut world, "n1", n1, epoch);
     // This one has missed views: it may have been ended in them.
     let second = resume(&mut world, "n2", n2, Epoch { number: epoch.number - 1, ..epoch });

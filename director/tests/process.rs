@@ -1,0 +1,563 @@
+//! The real program: start errors, stewards over the real socket, the admin API, `selvage`, an orderly end.
+
+use selvage_fabric::control::message::{
+    FromDirector, FromServer, LeaseReport, NodeBeat, Role, ServerReport, ToDirector, ToServer,
+};
+use selvage_fabric::control::stream::Stream;
+use selvage_fabric::error::ErrorKind;
+use selvage_fabric::ident::{Epoch, Incarnation};
+use selvage_fabric::view::View;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const WAIT: Duration = Duration::from_secs(10);
+
+/// A folder with a configuration of its own, and the programs run with it.
+struct Site {
+    dir: TempDir,
+    browsers: SocketAddr,
+    admin: SocketAddr,
+    node: SocketAddr,
+}
+
+impl Site {
+    fn new() -> Self {
+        let site = Self { dir: TempDir::new().unwrap(), browsers: free(), admin: free(), node: free() };
+        site.configure("");
+        site
+    }
+
+    fn configure(&self, more: &str) {
+        let (run_dir, key) = (self.run_dir(), "22".repeat(32));
+        let text = format!(
+            "[cluster]\nname = \"t\"\nrun_dir = \"{}\"\ncookie_keys = [\"{key}\"]\n\
+             [director]\nlisten = \"{}\"\nadmin_listen = \"{}\"\nhold_ms = 500\n\
+             [[server]]\nname = \"s1\"\n\
+             [[node]]\nname = \"n1\"\naddress = \"{}\"\n\
+             [[node]]\nname = \"n2\"\naddress = \"127.0.0.1:1\"\n{more}",
+            run_dir.display(),
+            self.browsers,
+            self.admin,
+            self.node
+        );
+        std::fs::write(self.config(), text).unwrap();
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("selvage.toml")
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.run_dir().join("director.sock")
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_selvage-director"));
+        command.arg("--config").arg(self.config()).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).env("SELVAGE_LOG", "warn");
+        command
+    }
+
+    /// Starts a director and waits until it serves.
+    fn start(&self) -> Running {
+        let child = self.command().spawn().unwrap();
+        let running = Running(child);
+        until("the admin API answers", || {
+            get(self.admin, "/healthz").is_some_and(|page| page.contains("ok"))
+        });
+        running
+    }
+
+    /// Runs a director that cannot start: its one line of complaint.
+    fn refused(&self) -> String {
+        let output = finish(self.command().spawn().unwrap());
+        assert!(!output.status.success());
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        text
+    }
+
+    fn selvage(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_selvage"));
+        command.args(arguments).arg("--config").arg(self.config()).stdin(Stdio::null());
+        finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// A steward's connection after its hello.
+    fn steward(&self, name: &str, incarnation: Incarnation) -> Stream {
+        let mut stream = Stream::connect(&self.socket(), WAIT).unwrap();
+        stream.client_hello("t", Role::Node { name: name.to_owned(), incarnation }, WAIT).unwrap();
+        stream
+    }
+
+    fn view(&self) -> serde_json::Value {
+        let page = get(self.admin, "/admin/view").expect("the admin API answers");
+        serde_json::from_str(page.split("\r\n\r\n").nth(1).unwrap()).unwrap()
+    }
+
+    fn metric(&self, name: &str) -> u64 {
+        let page = get(self.admin, "/metrics").unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no metric {name}")).parse().unwrap()
+    }
+}
+
+/// A director that is killed if the test ends before it.
+struct Running(Child);
+
+impl Running {
+    fn signal(&self, signal: &str) {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    fn ends_well(&mut self) {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                assert!(status.success(), "{status}");
+                return;
+            }
+            assert!(begun.elapsed() < WAIT, "it does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended, which is fine.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// The output of a process that must end by itself.
+fn finish(mut child: Child) -> Output {
+    let begun = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > WAIT {
+            let _ = child.kill();
+            panic!("the process does not end");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < WAIT, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// One exchange with a connection of its own; `None` if nobody answers.
+fn exchange(address: SocketAddr, head: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(WAIT)).ok()?;
+    stream.write_all(format!("{head}\r\nhost: test\r\nconnection: close\r\n\r\n").as_bytes()).ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    (!answer.is_empty()).then_some(answer)
+}
+
+fn get(address: SocketAddr, path: &str) -> Option<String> {
+    exchange(address, &format!("GET {path} HTTP/1.1"))
+}
+
+fn post(address: SocketAddr, path: &str, more: &str) -> String {
+    exchange(address, &format!("POST {path} HTTP/1.1\r\ncontent-length: 0{more}")).unwrap()
+}
+
+fn receive(stream: &mut Stream) -> FromDirector {
+    stream.recv::<FromDirector>(WAIT).unwrap().0
+}
+
+fn register(stream: &mut Stream) -> Incarnation {
+    stream.send(&ToDirector::Register, None, WAIT).unwrap();
+    loop {
+        if let FromDirector::Registered { incarnation, view } = receive(stream) {
+            assert!(view.node(incarnation).is_some());
+            return incarnation;
+        }
+    }
+}
+
+#[test]
+fn a_taken_port_is_said_in_one_line() {
+    let site = Site::new();
+    let _browsers = TcpListener::bind(site.browsers).unwrap();
+    let text = site.refused();
+    assert!(text.contains(&site.browsers.to_string()) && text.contains("`listen`"), "{text}");
+    assert!(!site.socket().exists());
+    drop(_browsers);
+    let _admin = TcpListener::bind(site.admin).unwrap();
+    let text = site.refused();
+    assert!(text.contains(&site.admin.to_string()) && text.contains("`admin_listen`"), "{text}");
+}
+
+#[test]
+fn a_second_director_is_refused_and_harms_nothing() {
+    let site = Site::new();
+    let mut first = site.start();
+    let text = site.refused();
+    assert!(text.contains("another director") && text.contains(&first.0.id().to_string()), "{text}");
+    assert!(site.socket().exists() && get(site.admin, "/healthz").is_some());
+    // After kill -9 nothing stands in the way of the next.
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
+    assert!(site.socket().exists());
+    let _next = site.start();
+    site.steward("n1", Incarnation::NONE);
+}
+
+#[test]
+fn bad_places_and_files_are_said_in_one_line() {
+    let site = Site::new();
+    let text = std::fs::read_to_string(site.config()).unwrap();
+    let nowhere = site.dir.path().join("no/where");
+    std::fs::write(
+        site.config(),
+        text.replace(&*site.run_dir().to_string_lossy(), &nowhere.to_string_lossy()),
+    )
+    .unwrap();
+    let said = site.refused();
+    assert!(said.contains("run_dir") && said.contains("parent"), "{said}");
+    std::fs::write(site.config(), text.replace("hold_ms", "hodl_ms")).unwrap();
+    let said = site.refused();
+    assert!(said.contains("selvage.toml:8") && said.contains("hodl_ms"), "{said}");
+    std::fs::remove_file(site.config()).unwrap();
+    let said = site.refused();
+    assert!(said.contains("selvage.toml"), "{said}");
+}
+
+#[test]
+fn it_makes_its_folders_and_stops_in_order() {
+    for signal in ["-TERM", "-INT"] {
+        let site = Site::new();
+        let mut director = site.start();
+        let node_dir = site.run_dir().join("node-n1").metadata().unwrap();
+        assert_eq!(node_dir.permissions().mode() & 0o7777, 0o700);
+        assert_eq!(node_dir.uid(), site.dir.path().metadata().unwrap().uid());
+        assert_eq!(site.socket().metadata().unwrap().permissions().mode() & 0o777, 0o666);
+        director.signal(signal);
+        director.ends_well();
+        assert!(!site.socket().exists());
+        assert!(get(site.browsers, "/").is_none());
+    }
+}
+
+#[test]
+fn a_steward_registers_beats_dies_and_comes_back() {
+    let site = Site::new();
+    let _director = site.start();
+    let mut steward = site.steward("n1", Incarnation::NONE);
+    let life = register(&mut steward);
+    let beat = NodeBeat {
+        sent_ns: 42,
+        sessions: 7,
+        safe: [1, 6, 0],
+        pids: vec![11, 12],
+        counters: vec![("commits".into(), 9)],
+        ..NodeBeat::default()
+    };
+    steward.send(&ToDirector::Beat(beat), None, WAIT).unwrap();
+    while receive(&mut steward) != (FromDirector::Mandate { sent_ns: 42 }) {}
+
+    let view = site.view();
+    let node = &view["nodes"][0];
+    assert_eq!((node["name"].as_str(), node["state"].as_str()), (Some("n1"), Some("up")));
+    assert_eq!((node["tag"].as_str(), node["incarnation"].as_u64()), (Some(&*life.tag()), Some(life.0)));
+    assert_eq!((&node["sessions"], &node["pids"]), (&7.into(), &serde_json::json!([11, 12])));
+    assert_eq!(view["protection"], serde_json::json!({ "0": 1, "1": 6, "2": 0 }));
+    assert_eq!((&view["servers"][0]["name"], &view["servers"][0]["state"]), (&"s1".into(), &"down".into()));
+    assert_eq!(site.metric("selvage_nodes_up"), 1);
+    assert_eq!(site.metric("selvage_node_events_total{name=\"n1\",event=\"commits\"}"), 9);
+
+    let status = site.selvage(&["status"]);
+    let text = String::from_utf8(status.stdout).unwrap();
+    assert!(text.contains(&life.tag()) && text.contains("11,12") && text.contains("wanted: 2"), "{text}");
+    let json = site.selvage(&["status", "--json"]);
+    assert!(serde_json::from_slice::<serde_json::Value>(&json.stdout).is_ok());
+
+    // It falls silent: the incarnation is over for good.
+    until("the silent node is down", || site.view()["nodes"][0]["state"] == "down");
+    loop {
+        if receive(&mut steward) == (FromDirector::Over { drained: false }) {
+            break;
+        }
+    }
+    let mut late = site.steward("n1", life);
+    late.send(&ToDirector::Beat(NodeBeat::default()), None, WAIT).unwrap();
+    assert_eq!(receive(&mut late), FromDirector::Over { drained: false });
+    assert!(register(&mut site.steward("n1", Incarnation::NONE)) > life);
+}
+
+#[test]
+fn requests_reach_a_registered_node() {
+    let site = Site::new();
+    let _director = site.start();
+    let web = TcpListener::bind(site.node).unwrap();
+    let mut steward = site.steward("n1", Incarnation::NONE);
+    register(&mut steward);
+    let served = std::thread::spawn(move || {
+        let (mut stream, _) = web.accept().unwrap();
+        let mut bytes = [0; 4096];
+        let read = stream.read(&mut bytes).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello").unwrap();
+        String::from_utf8_lossy(&bytes[..read]).into_owned()
+    });
+    let answer = get(site.browsers, "/path?query").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+    let request = served.join().unwrap().to_lowercase();
+    assert!(request.starts_with("get /path?query http/1.1\r\n"), "{request}");
+    assert!(request.contains("x-forwarded-for: 127.0.0.1"), "{request}");
+    assert_eq!(site.metric("selvage_requests_total{result=\"served\"}"), 1);
+}
+
+#[test]
+fn who_may_not_or_makes_no_sense_is_cut_off_and_counted() {
+    let site = Site::new();
+    let is_root = site.dir.path().metadata().unwrap().uid() == 0;
+    if is_root {
+        // A node of another user. Only root can give it its folder.
+        site.configure("[[node]]\nname = \"n3\"\naddress = \"127.0.0.1:2\"\nuids = [4242]\n");
+    }
+    let _director = site.start();
+    let hello = |role| {
+        let mut stream = Stream::connect(&site.socket(), WAIT).unwrap();
+        stream.client_hello("t", role, WAIT).unwrap_err()
+    };
+    let node = |name: &str| Role::Node { name: name.to_owned(), incarnation: Incarnation::NONE };
+    let mut bad = 3;
+    assert_eq!(hello(node("n9")).kind, ErrorKind::Denied);
+    assert_eq!(hello(Role::Director).kind, ErrorKind::Denied);
+    assert_eq!(hello(Role::Operator).kind, ErrorKind::Denied);
+    if is_root {
+        bad += 1;
+        assert_eq!(hello(node("n3")).kind, ErrorKind::Denied);
+        assert_eq!(site.run_dir().join("node-n3").metadata().unwrap().uid(), 4242);
+    }
+    for bytes in
+        [&b"\xff\xff\xff\xff garbage"[..], b"\x00\x00\x00\x00", b"\x04\x00\x00\x00abcd", b"\x00\x00\x90\x00"]
+    {
+        let mut stream = UnixStream::connect(site.socket()).unwrap();
+        stream.set_read_timeout(Some(WAIT)).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        // Cut off: an end or a reset, but no wait.
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.is_empty());
+        bad += 1;
+    }
+    // A registered one that sends nonsense later.
+    let mut steward = site.steward("n1", Incarnation::NONE);
+    register(&mut steward);
+    let counters = vec![(String::new(), 1)];
+    steward.send(&ToDirector::Beat(NodeBeat { counters, ..NodeBeat::default() }), None, WAIT).unwrap();
+    until("it is cut off", || {
+        steward.recv::<FromDirector>(WAIT).is_err_and(|error| error.kind == ErrorKind::Unreachable)
+    });
+    bad += 1;
+    until("all are counted", || site.metric("selvage_control_bad_peers_total") == bad);
+    register(&mut site.steward("n1", Incarnation::NONE));
+}
+
+#[test]
+fn the_admin_api_answers_in_json() {
+    let site = Site::new();
+    let _director = site.start();
+    let is = |answer: String, status: &str, words: &str| {
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(words), "{answer}");
+        assert!(answer.contains("application/json"), "{answer}");
+    };
+    is(post(site.admin, "/admin/nodes/n9/drain", ""), "404", "no node \\\"n9\\\"");
+    is(post(site.admin, "/admin/nodes/n1/drain", ""), "409", "not up");
+    is(post(site.admin, "/admin/nodes/n1/undrain", ""), "200", "undrained");
+    is(post(site.admin, "/admin/nodes/n1/undrain", "\r\norigin: http://evil"), "403", "web pages");
+    is(get(site.admin, "/admin/nodes/n1/drain").unwrap(), "405", "use POST");
+    is(get(site.admin, "/nothing").unwrap(), "404", "/admin/view");
+
+    let output = site.selvage(&["drain", "n1"]);
+    assert!(!output.status.success());
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "selvage: node n1 is not up\n");
+    assert!(site.selvage(&["undrain", "n1"]).status.success());
+}
+
+#[test]
+fn selvage_says_what_is_wrong() {
+    let site = Site::new();
+    let output = site.selvage(&["status"]);
+    assert!(!output.status.success());
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("no director answers at") && text.lines().count() == 1, "{text}");
+    let check = |file: &Path| {
+        Command::new(env!("CARGO_BIN_EXE_selvage")).arg("check-config").arg(file).output().unwrap()
+    };
+    let output = check(&site.config());
+    assert!(output.status.success());
+    assert!(String::from_utf8(output.stdout).unwrap().contains("2 nodes, 1 servers"));
+    std::fs::write(site.config(), "[cluster]\nnam = 1\n").unwrap();
+    let output = check(&site.config());
+    assert!(!output.status.success());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("selvage.toml:2"));
+}
+
+/// Plays a session server's part of the protocol at its socket, on a thread: says hello, reports after each request what
+/// it was told, and how many sessions of ended nodes are unsettled. Ends when the director closes or `turns` are over.
+fn play_server(site: &Site, incarnation: u64, turns: usize, unsettled: u64) -> std::thread::JoinHandle<()> {
+    let socket = site.run_dir().join("server-s1.sock");
+    // What an earlier one left.
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(socket).unwrap();
+    let incarnation = Incarnation(incarnation);
+    std::thread::spawn(move || {
+        let mut stream = Stream::accepted(listener.accept().unwrap().0).unwrap();
+        stream.server_hello("t", incarnation, |_, _| Ok(()), WAIT).unwrap();
+        let mut view: Option<View> = None;
+        for _ in 0..turns {
+            let Ok((message, _)) = stream.recv::<ToServer>(WAIT) else { return };
+            if let ToServer::SetView(told) = message {
+                view = Some(told);
+            }
+            let dead = view.iter().flat_map(|view| &view.dead).map(|dead| LeaseReport {
+                node: dead.name.clone(),
+                incarnation: dead.incarnation,
+                sealed: true,
+                sessions: 3,
+                unsettled: if dead.sealed { 0 } else { unsettled },
+            });
+            let report = ServerReport {
+                name: "s1".into(),
+                incarnation,
+                pid: 99,
+                epoch: view.as_ref().map(|view| view.epoch).unwrap_or_default(),
+                leases: dead.collect(),
+                view: view.clone(),
+                bytes: 4096,
+                counters: vec![("seals".into(), 2)],
+            };
+            if stream.send(&FromServer::Report(report), None, WAIT).is_err() {
+                return;
+            }
+        }
+        // What is no message: the director must cut this off and go on.
+        let _ = stream.send(&"nonsense", None, WAIT);
+        let _ = stream.recv::<ToServer>(WAIT);
+    })
+}
+
+/// A steward that beats on a thread until the director says that it is over; what it said.
+fn play_steward(site: &Site, name: &str) -> std::thread::JoinHandle<FromDirector> {
+    let mut stream = site.steward(name, Incarnation::NONE);
+    register(&mut stream);
+    std::thread::spawn(move || {
+        let begun = Instant::now();
+        while begun.elapsed() < WAIT {
+            let beat = NodeBeat { safe: [0, 5, 0], ..NodeBeat::default() };
+            stream.send(&ToDirector::Beat(beat), None, WAIT).unwrap();
+            loop {
+                match stream.recv(Duration::from_millis(40)) {
+                    Ok((FromDirector::PrepareDrain, _)) => {
+                        stream.send(&ToDirector::Drained, None, WAIT).unwrap()
+                    }
+                    Ok((over @ FromDirector::Over { .. }, _)) => return over,
+                    Ok(_) => {}
+                    Err(error) if error.kind == ErrorKind::Timeout => break,
+                    // The director has ended: so does the test.
+                    Err(_) => return FromDirector::PrepareDrain,
+                }
+            }
+        }
+        panic!("{begun:?}: the director never said that it is over");
+    })
+}
+
+#[test]
+fn a_drain_over_the_real_sockets() {
+    let site = Site::new();
+    let mut director = site.start();
+    let server = play_server(&site, 5, usize::MAX, 3);
+    until("the server is up", || site.view()["servers"][0]["state"] == "up");
+    let (one, two) = (play_steward(&site, "n1"), play_steward(&site, "n2"));
+    let output = site.selvage(&["drain", "n1"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "node n1: drained\n");
+    assert_eq!(one.join().unwrap(), FromDirector::Over { drained: true });
+    let view = site.view();
+    assert_eq!((&view["nodes"][0]["state"], &view["nodes"][1]["state"]), (&"drained".into(), &"up".into()));
+    assert_eq!((&view["servers"][0]["pid"], &view["servers"][0]["bytes"]), (&99.into(), &4096.into()));
+    let mut steward = site.steward("n1", Incarnation::NONE);
+    steward.send(&ToDirector::Register, None, WAIT).unwrap();
+    assert_eq!(receive(&mut steward), FromDirector::Over { drained: true });
+    assert!(site.selvage(&["undrain", "n1"]).status.success());
+    register(&mut steward);
+    // The last node that is up cannot go.
+    drop(steward);
+    until("n1 is down again", || site.view()["nodes"][0]["state"] == "down");
+    let answer = post(site.admin, "/admin/nodes/n2/drain", "");
+    assert!(answer.starts_with("HTTP/1.1 409") && answer.contains("no other node"), "{answer}");
+    director.signal("-TERM");
+    director.ends_well();
+    server.join().unwrap();
+    two.join().unwrap();
+}
+
+#[test]
+fn a_server_that_talks_nonsense_is_cut_off_and_the_next_one_taken() {
+    let site = Site::new();
+    let _director = site.start();
+    let first = play_server(&site, 5, 5, 0);
+    until("the first server is up", || site.view()["servers"][0]["incarnation"] == 5);
+    first.join().unwrap();
+    until("it is down", || site.view()["servers"][0]["state"] == "down");
+    let next = play_server(&site, 6, 20, 0);
+    until("the next server is up", || site.view()["servers"][0]["incarnation"] == 6);
+    next.join().unwrap();
+}
+
+#[test]
+fn a_restarted_director_goes_on_above_what_the_server_knows() {
+    let site = Site::new();
+    let mut first = site.start();
+    let server = play_server(&site, 5, usize::MAX, 0);
+    until("the server is up", || site.view()["servers"][0]["state"] == "up");
+    let mut steward = site.steward("n1", Incarnation::NONE);
+    let life = register(&mut steward);
+    until("the server is told", || site.view()["epoch"]["number"].as_u64() > Some(2));
+    let before = site.view()["epoch"].clone();
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
+    server.join().unwrap();
+    let _next = site.start();
+    // The node has seen that epoch; nobody else is left to tell.
+    let epoch = Epoch {
+        term: before["term"].as_u64().unwrap() as u32,
+        number: before["number"].as_u64().unwrap() as u32,
+    };
+    let mut steward = site.steward("n1", life);
+    steward.send(&ToDirector::Resume { epoch }, None, WAIT).unwrap();
+    match receive(&mut steward) {
+        FromDirector::View(view) => {
+            assert!(view.epoch > epoch && view.epoch.number > epoch.number, "{} and {epoch}", view.epoch);
+            assert!(view.node(life).is_some());
+        }
+        other => panic!("{other:?}"),
+    }
+}
