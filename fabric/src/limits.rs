@@ -30,6 +30,8 @@ pub const NODES_MAX: usize = 1024;
 pub const PROCESSES_MAX: usize = 256;
 /// Open sessions (waiting, locked or pinned) of one process at once.
 pub const HOLDS_PER_PROCESS: usize = 4096;
+/// Open sessions of all processes of a node at once.
+pub const HOLDS_MAX: usize = 65_536;
 /// Requests that may wait for one session's lock; the next one is refused as busy.
 pub const WAITERS_MAX: u32 = 64;
 /// Longest control message, bytes. A batch is cut below it.
@@ -53,6 +55,9 @@ pub const WAIT: Duration = Duration::from_secs(5);
 pub const LOCK_HOLD: Duration = Duration::from_secs(60);
 /// How often a waiter looks whether the holder of a lock still lives.
 pub const LIVENESS_POLL: Duration = Duration::from_millis(10);
+/// Longest wait for one of the cache's shard locks while its holder lives; they are held for less than a microsecond unless the
+/// holder is stopped.
+pub const SHARD_WAIT: Duration = Duration::from_secs(2);
 /// How often a process without the steward's role tries to take it.
 pub const STEWARD_POLL: Duration = Duration::from_millis(20);
 /// Default idle lifetime of a session.

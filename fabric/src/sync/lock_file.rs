@@ -118,8 +118,7 @@ impl LockFile {
             return Ok(true);
         }
         let mut lock = record(libc::F_WRLCK, byte);
-        self.fcntl(libc::F_GETLK, &mut lock)
-            .map_err(|error| self.os("cannot ask for a lock of", error))?;
+        self.fcntl(libc::F_GETLK, &mut lock).map_err(|error| self.os("cannot ask for a lock of", error))?;
         Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
     }
 
