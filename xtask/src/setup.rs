@@ -22,10 +22,13 @@ const fn need(probe: &'static str, package: &'static str, purpose: &'static str)
     Need { probe, package, purpose }
 }
 
+/// Debian's place of nginx's headers; `SELVAGE_NGINX_SOURCE` names another for the module's build.
+const NGINX_HEADERS: &str = "/usr/share/nginx/src/conf_flags";
+
 /// For `cargo x run` and `demo`.
 pub const RUN: &[Need] = &[
     need("nginx", "nginx-light", "the web server of the web nodes"),
-    need("/usr/share/nginx/src/configure", "nginx-dev", "headers, to build the nginx module"),
+    need(NGINX_HEADERS, "nginx-dev", "headers, to build the nginx module"),
     need("cc", "gcc", "C compiler, to build the nginx module"),
     need("make", "make", "to build the nginx module"),
 ];
@@ -111,8 +114,10 @@ pub fn ensure_components() -> Result<()> {
 }
 
 fn missing(needs: &[&'static [Need]]) -> Vec<&'static Need> {
-    let there = |probe: &str| {
-        if probe.starts_with('/') { Path::new(probe).exists() } else { find_program(probe).is_some() }
+    let there = |probe: &str| match probe {
+        NGINX_HEADERS if std::env::var_os("SELVAGE_NGINX_SOURCE").is_some() => true,
+        file if file.starts_with('/') => Path::new(file).exists(),
+        program => find_program(program).is_some(),
     };
     needs.iter().flat_map(|needs| needs.iter()).filter(|need| !there(need.probe)).collect()
 }
