@@ -147,16 +147,14 @@ impl Admin {
         Ok(())
     }
 
-    /// The value of a metric without labels or with exactly these (`name` or `name{label="x"}`); 0 if it is
-    /// not there.
+    /// The value of a metric without labels, or with exactly these: `name` or `name{label="x"}`.
     ///
     /// # Errors
     /// The director cannot be asked.
-    pub async fn metric(&mut self, name: &str) -> Result<f64> {
+    pub async fn metric(&mut self, name: &str) -> Result<Option<f64>> {
         let answer = self.send(Method::GET, "/metrics").await?;
         let text = answer.text();
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        Ok(value.unwrap_or(0.0))
+        Ok(text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok()))
     }
 }
 

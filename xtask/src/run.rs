@@ -111,8 +111,10 @@ fn describe(cluster: &Cluster) {
          \x20 curl -s http://{admin}/admin/view                           # nodes, servers, copies\n\
          \x20 kill -9 -- -{node}   # web node n1 with its workers; then count on: nothing is lost\n\
          \x20 curl -X POST http://{admin}/admin/nodes/n2/drain            # hand n2's sessions over\n\
+         \x20 {tool} status --admin http://{admin}\n\
          \n\
          Ctrl-C stops everything and leaves nothing behind.\n",
+        tool = cluster.product().operator_tool().display(),
     ));
     say(&text);
 }

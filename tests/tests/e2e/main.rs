@@ -4,5 +4,6 @@ mod bad_input;
 mod claims;
 mod harness;
 mod kills;
+mod operator;
 mod readme;
 mod zombies;
