@@ -9,18 +9,40 @@
 //! Invariant: a handle works only on its own incarnation and in its own process (R3); after the end of an incarnation the
 //! process joins the next one by itself, and old handles answer `OwnershipLost`.
 
+mod adopt;
+mod agent;
+mod attachment;
+mod claims;
+mod clock;
+mod commit;
 mod cookie;
+mod destroy;
+mod fetch;
+mod host;
+mod join;
+mod open;
+mod operations;
+mod process_mark;
+mod push;
+mod regenerate;
+mod servers;
 mod session;
 pub mod steward;
+mod sweep;
 
 pub use session::{Ack, Committed, Session, Short};
 
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Cookie, Incarnation};
+use attachment::{Attachment, Handle};
+use open::Found;
+use operations::{Begun, Ended};
+use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,8 +110,10 @@ pub struct Completion {
 }
 
 /// One process's attachment to its node. Clones are the same attachment; dropping the last one detaches.
-#[derive(Clone, Debug)]
-pub struct Node {}
+#[derive(Clone)]
+pub struct Node {
+    handle: Arc<Handle>,
+}
 
 impl Node {
     /// Attaches this process to the node `node_name` of the configuration at `config_path`. `None` stands for
@@ -97,39 +121,48 @@ impl Node {
     /// Attaching again in one process gives the same attachment. After `fork` the child attaches anew.
     ///
     /// # Errors
-    /// `Invalid` for the configuration; `Os` if the node's folder or lock file cannot be used; `Timeout` or what kept it
-    /// from joining, if `options.wait` has passed; `Conflict` if the process is attached to another node already.
+    /// `Invalid` for the configuration; `Os` if the node's folder or lock file cannot be used; `Timeout`, with what kept it
+    /// from joining, if `options.wait` has passed.
     pub fn attach(
         config_path: Option<&Path>,
         node_name: Option<&str>,
         options: AttachOptions,
     ) -> Result<Self> {
-        let _ = (config_path, node_name, options);
-        unimplemented!()
+        Ok(Self { handle: attachment::attach(config_path, node_name, options)? })
     }
 
     /// Detaches: waits (bounded) until operations under way have ended, and leaves. The last process out removes the
-    /// segment. The same as dropping the last clone, but says what went wrong.
+    /// segment. The same as dropping the last clone, but says if that was not the last.
     ///
     /// # Errors
     /// `Conflict` if clones or sessions are still in use; `Forked`.
     pub fn detach(self) -> Result<()> {
-        unimplemented!()
+        self.check_process()?;
+        match Arc::try_unwrap(self.handle) {
+            Ok(handle) => {
+                drop(handle);
+                Ok(())
+            }
+            Err(_) => {
+                let context = "the node is still in use by sessions or other handles of this process";
+                Err(Error::new(ErrorKind::Conflict, Origin::Node, context))
+            }
+        }
     }
 
     /// The node's configured name.
     pub fn name(&self) -> &str {
-        unimplemented!()
+        &self.attachment().name
     }
 
     /// The configuration.
     pub fn config(&self) -> &Config {
-        unimplemented!()
+        &self.attachment().config
     }
 
     /// The incarnation that this process belongs to now; `None` while it joins.
     pub fn incarnation(&self) -> Option<Incarnation> {
-        unimplemented!()
+        self.attachment().host().map(|host| host.incarnation())
     }
 
     /// Opens the session that a valid cookie names: from the cache, or from the session servers if its host is over.
@@ -139,8 +172,9 @@ impl Node {
     /// `Busy` if too many wait for this session; `Timeout`; `NotYet` if the servers could not all answer in time; `Full`;
     /// `Corrupt` if the only copies fail their checks; `Forked`.
     pub fn open(&self, cookie: &Cookie, mode: OpenMode) -> Result<Opened> {
-        let _ = (cookie, mode);
-        unimplemented!()
+        let deadline = self.deadline();
+        let host = self.wait_host(deadline)?;
+        Ok(self.opened(open::blocking(&host, cookie, mode, deadline)?))
     }
 
     /// As [`Node::open`], without waiting.
@@ -148,8 +182,9 @@ impl Node {
     /// # Errors
     /// `Forked`; everything else is in the outcome.
     pub fn open_start(&self, cookie: &Cookie, mode: OpenMode, user_data: u64) -> Result<Started> {
-        let _ = (cookie, mode, user_data);
-        unimplemented!()
+        self.check_process()?;
+        let attachment = self.attachment();
+        Ok(self.started(attachment.operations.open(attachment, cookie, mode, user_data)))
     }
 
     /// A new session with a new id, hosted here, locked, and not yet committed: nobody else sees it before its first commit,
@@ -158,8 +193,8 @@ impl Node {
     /// # Errors
     /// `TooLarge` for the owner; `Full`; `Timeout` while joining; `Forked`.
     pub fn create(&self, owner: Option<&str>) -> Result<Session> {
-        let _ = owner;
-        unimplemented!()
+        let host = self.wait_host(self.deadline())?;
+        Ok(Session::new(self.clone(), open::create(&host, owner)?))
     }
 
     /// As [`Node::create`], without waiting.
@@ -167,8 +202,9 @@ impl Node {
     /// # Errors
     /// `Forked`; everything else is in the outcome.
     pub fn create_start(&self, owner: Option<&str>, user_data: u64) -> Result<Started> {
-        let _ = (owner, user_data);
-        unimplemented!()
+        self.check_process()?;
+        let attachment = self.attachment();
+        Ok(self.started(attachment.operations.create(attachment, owner, user_data)))
     }
 
     /// A descriptor that is readable while completions wait: an eventfd of this process; do not read or close it.
@@ -176,19 +212,23 @@ impl Node {
     /// # Errors
     /// `Forked`.
     pub fn completion_fd(&self) -> Result<BorrowedFd<'_>> {
-        unimplemented!()
+        self.check_process()?;
+        Ok(self.attachment().operations.fd())
     }
 
     /// The next completion, if any. Never waits. After `None` the descriptor is not readable until another one comes.
     pub fn next_completion(&self) -> Option<Completion> {
-        unimplemented!()
+        if self.check_process().is_err() {
+            return None;
+        }
+        let (op, user_data, ended) = self.attachment().operations.next_completion()?;
+        Some(Completion { op, user_data, outcome: self.outcome(ended) })
     }
 
     /// Gives an operation up: there will be no completion for it. Returns false if it has ended already (its completion is
     /// waiting or was fetched). What it has begun at the servers may still happen; a session that it held is closed.
     pub fn cancel(&self, op: OpId) -> bool {
-        let _ = op;
-        unimplemented!()
+        self.check_process().is_ok() && self.attachment().operations.cancel(op)
     }
 
     /// The valid session cookie in the value of a `Cookie` header, if any; the first one that a key has signed.
@@ -204,5 +244,53 @@ impl Node {
     /// The value of the `Set-Cookie` header that removes the cookie.
     pub fn clear_cookie(&self) -> String {
         cookie::clear(self.config())
+    }
+
+    fn attachment(&self) -> &Arc<Attachment> {
+        &self.handle.attachment
+    }
+
+    fn check_process(&self) -> Result<()> {
+        self.attachment().check_process()
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.config().session.wait_ms)
+    }
+
+    fn wait_host(&self, deadline: Instant) -> Result<Arc<host::Host>> {
+        self.check_process()?;
+        self.attachment().wait_host(deadline)
+    }
+
+    fn opened(&self, found: Found) -> Opened {
+        match found {
+            Found::Session(open) => Opened::Session(Session::new(self.clone(), open)),
+            Found::Missing => Opened::Missing,
+            Found::Elsewhere(node) => Opened::Elsewhere(node),
+        }
+    }
+
+    fn outcome(&self, ended: Ended) -> Outcome {
+        let session = |open| Session::new(self.clone(), open);
+        match ended {
+            Ended::Opened(found) => Outcome::Opened(found.map(|found| self.opened(found))),
+            Ended::Committed(open, committed) => Outcome::Committed(session(open), committed),
+            Ended::Destroyed(destroyed) => Outcome::Destroyed(destroyed),
+            Ended::Regenerated(open, regenerated) => Outcome::Regenerated(session(open), regenerated),
+        }
+    }
+
+    fn started(&self, begun: Begun) -> Started {
+        match begun {
+            Begun::Now(ended) => Started::Now(self.outcome(ended)),
+            Begun::Pending(op) => Started::Pending(op),
+        }
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("name", &self.name()).finish_non_exhaustive()
     }
 }

@@ -1,9 +1,12 @@
 //! [`Session`]: a handle to one open session.
 
-use super::Started;
+use super::open::OpenSession;
+use super::{Node, Started};
 use crate::archive::{Value, ValueRef};
 use crate::error::Result;
 use crate::ident::{Cookie, SessionId, Version};
+use std::fmt;
+use std::mem::ManuallyDrop;
 
 /// What a commit waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -44,64 +47,71 @@ pub struct Committed {
 /// An open session. Exclusive handles hold its lock until they are closed (dropped); read-only ones keep the version that
 /// they opened. Changes are seen only through this handle until they are committed; closing forgets them. It can move
 /// between threads; it cannot be used in a forked child.
-#[derive(Debug)]
-pub struct Session {}
+pub struct Session {
+    /// Dropped before `node`, which keeps the process in its segment; not at all in a forked child, where the lock and the
+    /// place in the segment are the parent's.
+    open: ManuallyDrop<OpenSession>,
+    node: Node,
+}
 
 impl Session {
+    pub(super) fn new(node: Node, open: OpenSession) -> Self {
+        Self { open: ManuallyDrop::new(open), node }
+    }
+
     /// Its id.
     pub fn id(&self) -> SessionId {
-        unimplemented!()
+        self.open.facts.id
     }
 
     /// The version that this handle sees; changes to come are not counted.
     pub fn version(&self) -> Version {
-        unimplemented!()
+        self.open.facts.version
     }
 
     /// Distinct up servers that have acked the version.
     pub fn copies(&self) -> u32 {
-        unimplemented!()
+        self.open.facts.copies
     }
 
     /// The user it belongs to.
     pub fn owner(&self) -> Option<&str> {
-        unimplemented!()
+        self.open.owner()
     }
 
     /// When it was created, Unix ms.
     pub fn created_ms(&self) -> u64 {
-        unimplemented!()
+        self.open.facts.created_ms
     }
 
     /// When it expires unless it is used, Unix ms.
     pub fn expiry_ms(&self) -> u64 {
-        unimplemented!()
+        self.open.facts.expiry_ms
     }
 
     /// Opened read-only.
     pub fn is_read_only(&self) -> bool {
-        unimplemented!()
+        self.open.is_read_only()
     }
 
     /// The browser must be given a cookie: the session is new, was adopted, or has a new id.
     pub fn needs_cookie(&self) -> bool {
-        unimplemented!()
+        self.open.needs_cookie
     }
 
     /// The cookie that names it on this host.
     pub fn cookie(&self) -> Cookie {
-        unimplemented!()
+        Cookie { id: self.id(), host: self.open.host.incarnation() }
     }
 
     /// An attribute, changes included. A pointer into the cache: no copy, no allocation, no system call.
     pub fn get(&self, name: &str) -> Option<ValueRef<'_>> {
-        let _ = name;
-        unimplemented!()
+        self.open.get(name)
     }
 
     /// All attributes, changes included, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, ValueRef<'_>)> {
-        std::iter::empty()
+        self.open.changes.over(self.open.archive())
     }
 
     /// Sets an attribute.
@@ -109,8 +119,7 @@ impl Session {
     /// # Errors
     /// `TooLarge`, with size and limit, for the name or the value; `Invalid` for an empty name or a read-only handle.
     pub fn set(&mut self, name: &str, value: Value) -> Result<()> {
-        let _ = (name, value);
-        unimplemented!()
+        self.open.set(name, value)
     }
 
     /// Removes an attribute; returns whether there was one.
@@ -118,8 +127,7 @@ impl Session {
     /// # Errors
     /// `Invalid` for a read-only handle.
     pub fn remove(&mut self, name: &str) -> Result<bool> {
-        let _ = name;
-        unimplemented!()
+        self.open.remove(name)
     }
 
     /// Adds to a whole number, a missing one counting as 0, and returns the new one.
@@ -127,8 +135,7 @@ impl Session {
     /// # Errors
     /// `Invalid` if the attribute is something else, would overflow, or the handle is read-only; `TooLarge` for the name.
     pub fn incr(&mut self, name: &str, by: i64) -> Result<i64> {
-        let _ = (name, by);
-        unimplemented!()
+        self.open.incr(name, by)
     }
 
     /// Says which user it belongs to.
@@ -136,8 +143,7 @@ impl Session {
     /// # Errors
     /// `TooLarge` for the name; `Invalid` for a read-only handle.
     pub fn set_owner(&mut self, owner: Option<&str>) -> Result<()> {
-        let _ = owner;
-        unimplemented!()
+        self.open.set_owner(owner)
     }
 
     /// Makes the changes the session's new version, in the cache and in its copies. Without changes only a touch is
@@ -147,8 +153,8 @@ impl Session {
     /// `TooLarge`, `Full`: nothing was changed, and the changes are still there. `OwnershipLost`, `LockLost`, `Gone`: nobody
     /// will see the changes. `Invalid` for a read-only handle; `Forked`.
     pub fn commit(&mut self, ack: Ack) -> Result<Committed> {
-        let _ = ack;
-        unimplemented!()
+        self.node.check_process()?;
+        self.open.commit(ack)
     }
 
     /// As [`Session::commit`], without waiting. The session comes back with the outcome.
@@ -156,8 +162,10 @@ impl Session {
     /// # Errors
     /// `Forked`; everything else is in the outcome.
     pub fn commit_start(self, ack: Ack, user_data: u64) -> Result<Started> {
-        let _ = (ack, user_data);
-        unimplemented!()
+        let (node, open) = self.into_parts()?;
+        let attachment = node.attachment();
+        let begun = attachment.operations.commit(attachment, open, ack, user_data);
+        Ok(node.started(begun))
     }
 
     /// Ends the session for ever: returns when every server that ever had a copy has its tombstone or is out of the view.
@@ -166,7 +174,8 @@ impl Session {
     /// `OwnershipLost`, `LockLost`; `Timeout`: it is gone here, and its tombstones follow in the background; `Invalid` for a
     /// read-only handle; `Forked`.
     pub fn destroy(self) -> Result<()> {
-        unimplemented!()
+        let (_node, open) = self.into_parts()?;
+        open.destroy()
     }
 
     /// As [`Session::destroy`], without waiting.
@@ -174,17 +183,21 @@ impl Session {
     /// # Errors
     /// `Forked`; everything else is in the outcome.
     pub fn destroy_start(self, user_data: u64) -> Result<Started> {
-        let _ = user_data;
-        unimplemented!()
+        let (node, open) = self.into_parts()?;
+        let attachment = node.attachment();
+        let begun = attachment.operations.destroy(attachment, open, user_data);
+        Ok(node.started(begun))
     }
 
     /// Gives the session a new id, for a change of privilege: the copy under the new id and the tombstone of the old one are
     /// acked by every server that is up when this returns (R15). Uncommitted changes stay uncommitted and go with the new id.
     ///
     /// # Errors
-    /// As [`Session::commit`]; the session then still has its old id.
+    /// As [`Session::commit`]; the session then still has its old id. `Timeout`: it has its new id, and the tombstone of the
+    /// old one follows in the background.
     pub fn regenerate(&mut self) -> Result<()> {
-        unimplemented!()
+        self.node.check_process()?;
+        self.open.regenerate()
     }
 
     /// As [`Session::regenerate`], without waiting. The session comes back with the outcome.
@@ -192,7 +205,36 @@ impl Session {
     /// # Errors
     /// `Forked`; everything else is in the outcome.
     pub fn regenerate_start(self, user_data: u64) -> Result<Started> {
-        let _ = user_data;
-        unimplemented!()
+        let (node, open) = self.into_parts()?;
+        let attachment = node.attachment();
+        let begun = attachment.operations.regenerate(attachment, open, user_data);
+        Ok(node.started(begun))
+    }
+
+    /// Takes the handle apart; in a forked child it only goes away.
+    fn into_parts(self) -> Result<(Node, OpenSession)> {
+        self.node.check_process()?;
+        let node = self.node.clone();
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not dropped and not used again, so `open` is taken exactly once.
+        let open = unsafe { ManuallyDrop::take(&mut this.open) };
+        // SAFETY: as above; `node` was cloned before, and this drops the one in the handle that goes away.
+        unsafe { std::ptr::drop_in_place(&mut this.node) };
+        Ok((node, open))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.node.check_process().is_ok() {
+            // SAFETY: `open` is dropped nowhere else: `into_parts` does not let a handle come here.
+            unsafe { ManuallyDrop::drop(&mut self.open) };
+        }
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("facts", &self.open.facts).finish_non_exhaustive()
     }
 }

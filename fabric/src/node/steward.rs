@@ -33,6 +33,8 @@ pub enum Event {
     Disconnected,
     /// A message of the director.
     Received(FromDirector),
+    /// Sessions were left with fewer copies than they could have, or a process died: a sweep is due soon.
+    Unprotected,
     /// A sweep has ended.
     SweepEnded {
         /// The view it went by.
@@ -159,8 +161,8 @@ enum Draining {
     Reported,
 }
 
-/// A complete sweep is repeated when this many times its own length has passed, so that it costs at most 5 %.
-const SWEEP_SHARE: u64 = 20;
+/// A complete sweep is repeated when this many times its own length has passed, so that it costs at most 1 %.
+const SWEEP_SHARE: u64 = 100;
 
 impl Steward {
     /// The steward of a segment whose newest view is `view`. `connected`: the connection that gave the incarnation is
@@ -239,6 +241,10 @@ impl Steward {
                 self.draining = None;
             }
             Event::Received(message) => self.receive(message, now_ns, &mut effects),
+            Event::Unprotected => match &mut self.sweep {
+                Sweep::Due { at_ns } => *at_ns = (*at_ns).min(now_ns + self.timing.heartbeat_ns / 2),
+                Sweep::Running { again } => *again = true,
+            },
             Event::SweepEnded { epoch, complete, took_ns } => {
                 self.sweep_ended(epoch, complete, took_ns, now_ns, &mut effects);
             }
@@ -352,7 +358,7 @@ impl Steward {
     ) {
         let again = matches!(self.sweep, Sweep::Running { again: true });
         let pause_ns = match (again, complete) {
-            (true, _) => 0,
+            (true, _) => self.timing.heartbeat_ns / 8,
             (false, true) => (took_ns * SWEEP_SHARE).max(self.timing.heartbeat_ns),
             (false, false) => took_ns.max(self.timing.heartbeat_ns / 4),
         };

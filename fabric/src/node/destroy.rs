@@ -1,0 +1,137 @@
+//! The end of a session: destroyed by its user or expired. Gone is gone, from every copy.
+//!
+//! The entry becomes a tombstone first, so that nobody of this node sees the session again; then every lease to which it was
+//! ever posted gets a tombstone (R9), sealed copies are declared gone, and last the slots are given back, unless sealed
+//! copies may still exist (R10) or a slot of some session is in quarantine. Whatever cannot be done now is done by the
+//! steward's sweep, which finds the entry by its state.
+
+use super::host::{Counter, Host, Plan};
+use super::open::{Access, Facts, OpenSession, facts_of, timed_out};
+use super::push::{Stamp, push_bare};
+use crate::cache::{EntryInfo, EntryState, Hold, PlaceInfo};
+use crate::control::message::ToServer;
+use crate::error::Result;
+use crate::ident::{SessionId, Version};
+use crate::lease::CellState;
+use crate::rules::{Rule, holds};
+use std::time::{Duration, Instant};
+
+/// How far a burial has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Burial {
+    /// All tombstones are acked and the entry is on its way out.
+    Done,
+    /// All tombstones are acked; the slots are kept while sealed copies exist (R10).
+    Kept,
+    /// A server of the view has not acked.
+    Open,
+}
+
+impl OpenSession {
+    /// Destroys the session; returns when every server that ever had a copy has its tombstone or is out of the view.
+    pub fn destroy(mut self) -> Result<()> {
+        let host = self.host.clone();
+        if self.archive().is_none() {
+            // Never committed: letting go of the hold leaves nothing.
+            self.hold()?;
+            return Ok(());
+        }
+        let facts = self.facts;
+        let Access::Exclusive(hold) = &mut self.access else {
+            return self.hold().map(|_| ());
+        };
+        host.count(Counter::Destroys, 1);
+        entomb(&host, hold, &facts, host.deadline())
+    }
+}
+
+/// Ends a session whose time is over; the caller answers "expired" after that (R14).
+pub(super) fn expire(host: &Host, mut hold: Hold, info: &EntryInfo) -> Result<()> {
+    host.count(Counter::Expiries, 1);
+    if !holds(Rule::R14Expiry) {
+        return Ok(());
+    }
+    entomb(host, &mut hold, &facts_of(&host.plan(), info), host.deadline())
+}
+
+/// Makes the entry a tombstone and buries it, waiting for its servers.
+pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Instant) -> Result<()> {
+    let version = Version { counter: facts.version.counter + 1, ..facts.version };
+    hold.remove(version)?;
+    while bury(host, hold, deadline)? == Burial::Open {
+        if Instant::now() >= deadline {
+            host.count(Counter::Unprotected, 1);
+            return Err(timed_out(host, "the session's tombstones; they follow in the background"));
+        }
+        // A server that does not ack leaves the view soon; until then look again.
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(())
+}
+
+/// Takes a tombstone entry as far as it goes now; waits for links that were not opened yet until `deadline`.
+pub(super) fn bury(host: &Host, hold: &mut Hold, deadline: Instant) -> Result<Burial> {
+    let info = hold.info()?;
+    debug_assert_eq!(info.state, EntryState::Gone);
+    let plan = host.plan().clone();
+    let stamp = Stamp { id: info.id, version: info.version, expiry_ms: info.expiry_ms };
+    let mut open = false;
+    for place in &info.places {
+        if !needs_tombstone(&plan, place, info.id, info.version) {
+            continue;
+        }
+        let known =
+            |plan: &Plan| plan.lane(place.server).is_some() || plan.view.server(place.server).is_none();
+        let plan = match known(&plan) {
+            true => plan.clone(),
+            false => {
+                host.wait_plan(deadline, known);
+                host.plan().clone()
+            }
+        };
+        match plan.lane(place.server) {
+            Some(lane) => open |= !push_bare(host, hold, lane, CellState::Tombstone, &stamp)?,
+            None => open |= plan.view.server(place.server).is_some(),
+        }
+    }
+    if info.adopted && !declare_gone(host, &plan, &[(info.id, info.version)]) {
+        open = true;
+    }
+    if open {
+        return Ok(Burial::Open);
+    }
+    let kept = info.adopted && plan.sealed_copies_exist() && holds(Rule::R10ReleaseAsSet);
+    if kept || !host.cache.quarantined().is_empty() {
+        return Ok(Burial::Kept);
+    }
+    for place in &info.places {
+        hold.free_place(place.index)?;
+    }
+    Ok(Burial::Done)
+}
+
+/// Whether a place must still be given the tombstone (R9): all do, not only the placement's; but for a server that has left
+/// the view nothing counts any more.
+fn needs_tombstone(plan: &Plan, place: &PlaceInfo, id: SessionId, version: Version) -> bool {
+    if plan.view.server(place.server).is_none() {
+        return false;
+    }
+    let placed = plan.places_of(id).any(|(server, _)| server.incarnation == place.server);
+    let due = place.acked != Some(version) || place.block.is_some();
+    due && (placed || holds(Rule::R9Destroy))
+}
+
+/// Tells every up server that sealed copies up to these versions are gone. Returns whether all have taken it.
+pub(super) fn declare_gone(host: &Host, plan: &Plan, sessions: &[(SessionId, Version)]) -> bool {
+    if !holds(Rule::R9Destroy) {
+        return true;
+    }
+    let request = ToServer::Destroyed { sessions: sessions.to_vec() };
+    plan.view.servers.iter().fold(true, |all, server| {
+        let told = host.servers.call(server, &request);
+        if let Err(error) = &told {
+            tracing::debug!(server = server.name, %error, "cannot declare sessions gone yet");
+        }
+        all & told.is_ok()
+    })
+}

@@ -1,0 +1,361 @@
+//! [`Host`]: one process's part in one incarnation of its node; what every operation works on.
+//!
+//! It joins the cache segment, the newest view and this process's links in a [`Plan`] that is replaced as a whole, so that an
+//! operation sees one consistent picture. Everything that touches the world (clock, servers) is passed in.
+
+use super::clock::Clock;
+use super::servers::Servers;
+use crate::archive::ArchiveLimits;
+use crate::cache::{BookIndex, BookState, Cache};
+use crate::config::Config;
+use crate::error::{Error, ErrorKind, Origin, Result};
+use crate::ident::{Incarnation, SessionId};
+use crate::placement;
+use crate::rules::{Rule, holds};
+use crate::transport::{Link, Outcome, PushId};
+use crate::view::{ServerEntry, View};
+use arc_swap::ArcSwap;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Counters in the segment's header, by their index; reported with each heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(usize)]
+pub enum Counter {
+    /// Commits.
+    Commits,
+    /// Commits that reached fewer copies than the view asks for.
+    ShortCommits,
+    /// Touches pushed.
+    Touches,
+    /// Sessions created.
+    Creates,
+    /// Sessions adopted.
+    Adoptions,
+    /// Sessions destroyed.
+    Destroys,
+    /// Sessions that expired.
+    Expiries,
+    /// Pushes of the background to make copies whole again.
+    Recopies,
+    /// Fetched copies that failed a check.
+    BadCopies,
+    /// Pushes that found no room in a lease.
+    LeaseFull,
+    /// Slots put into quarantine and released again.
+    Quarantines,
+    /// Rises when a session was left with fewer copies than it could have: the steward sweeps.
+    Unprotected,
+}
+
+impl Counter {
+    /// All of them with their names in metrics.
+    pub const ALL: [(Self, &'static str); 12] = [
+        (Self::Commits, "commits"),
+        (Self::ShortCommits, "short_commits"),
+        (Self::Touches, "touches"),
+        (Self::Creates, "creates"),
+        (Self::Adoptions, "adoptions"),
+        (Self::Destroys, "destroys"),
+        (Self::Expiries, "expiries"),
+        (Self::Recopies, "recopies"),
+        (Self::BadCopies, "bad_copies"),
+        (Self::LeaseFull, "lease_full"),
+        (Self::Quarantines, "quarantines_released"),
+        (Self::Unprotected, "unprotected"),
+    ];
+}
+
+/// What operations go by: the newest view and, beside each of its servers, this process's link.
+pub struct Plan {
+    /// The view.
+    pub view: View,
+    sequence: u64,
+    links: Vec<LinkState>,
+}
+
+/// This process's link to a server of the view.
+#[derive(Clone)]
+pub enum LinkState {
+    /// Not opened yet.
+    Closed,
+    /// Could not be opened; it will be tried again.
+    Failed,
+    /// Open.
+    Open(Arc<Lane>),
+}
+
+/// An open link, and the book of its lease.
+pub struct Lane {
+    /// The server's life (R6).
+    pub server: Incarnation,
+    /// The lease's book.
+    pub book: BookIndex,
+    /// The link.
+    pub link: Arc<dyn Link>,
+    /// Ends of pushes that another thread's poll has fetched.
+    ended: Mutex<HashMap<PushId, Outcome>>,
+}
+
+impl Lane {
+    /// How a pending push ended, if it has.
+    pub fn poll(&self, push: PushId) -> Option<Outcome> {
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(outcome) = ended.remove(&push) {
+            return Some(outcome);
+        }
+        let mut completions = Vec::new();
+        self.link.poll(&mut completions);
+        ended.extend(completions.into_iter().map(|completion| (completion.push, completion.outcome)));
+        ended.remove(&push)
+    }
+}
+
+impl Plan {
+    /// Where a session's copies shall be: the server and this process's link there, best first.
+    pub fn places_of(&self, id: SessionId) -> impl Iterator<Item = (&ServerEntry, &LinkState)> {
+        let placement = placement::servers_for(id, &self.view.servers, self.view.copies);
+        (0..placement.len()).filter_map(move |rank| {
+            let index = usize::from(placement[rank]);
+            Some((self.view.servers.get(index)?, self.links.get(index)?))
+        })
+    }
+
+    /// Copies that a session can have by this view.
+    pub fn copies_possible(&self) -> u32 {
+        self.view.copies.min(self.view.servers.len() as u32)
+    }
+
+    /// The open link to a server's life.
+    pub fn lane(&self, server: Incarnation) -> Option<&Arc<Lane>> {
+        self.links.iter().find_map(|link| match link {
+            LinkState::Open(lane) if lane.server == server => Some(lane),
+            _ => None,
+        })
+    }
+
+    /// Whether every link is open.
+    pub fn is_linked(&self) -> bool {
+        self.links.iter().all(|link| matches!(link, LinkState::Open(_)))
+    }
+
+    /// Whether a link that was never tried may be missing for a session.
+    pub fn may_wait_for(&self, id: SessionId) -> bool {
+        self.places_of(id).any(|(_, link)| matches!(link, LinkState::Closed))
+    }
+
+    /// Whether the leases of a dead incarnation, and with them copies in sealed leases, may still exist (R10).
+    pub fn sealed_copies_exist(&self) -> bool {
+        !self.view.dead.is_empty()
+    }
+}
+
+/// One process's part in one incarnation of its node.
+pub struct Host {
+    /// The segment.
+    pub cache: Cache,
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The node's name.
+    pub name: String,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The session servers.
+    pub servers: Arc<dyn Servers>,
+    plan: ArcSwap<Plan>,
+    /// Held while the plan is replaced; waiters for a new plan sleep on `replaced`.
+    replacing: Mutex<()>,
+    replaced: Condvar,
+}
+
+impl Host {
+    /// A process's part in the incarnation of `cache`.
+    pub fn new(
+        cache: Cache,
+        config: Arc<Config>,
+        name: &str,
+        clock: Arc<dyn Clock>,
+        servers: Arc<dyn Servers>,
+    ) -> Self {
+        let plan = Plan { view: View::default(), sequence: 0, links: Vec::new() };
+        Self {
+            cache,
+            config,
+            name: name.to_owned(),
+            clock,
+            servers,
+            plan: ArcSwap::from_pointee(plan),
+            replacing: Mutex::new(()),
+            replaced: Condvar::new(),
+        }
+    }
+
+    /// The node's life.
+    pub fn incarnation(&self) -> Incarnation {
+        self.cache.incarnation()
+    }
+
+    /// The newest plan: one atomic load when the view has not changed.
+    pub fn plan(&self) -> arc_swap::Guard<Arc<Plan>> {
+        let plan = self.plan.load();
+        if plan.sequence == self.cache.view_sequence() {
+            return plan;
+        }
+        self.follow_view();
+        self.plan.load()
+    }
+
+    fn follow_view(&self) {
+        let _replacing = self.lock_replacing();
+        let old = self.plan.load_full();
+        // Read before the view: a view that changes in between only leads to another look.
+        let sequence = self.cache.view_sequence();
+        if old.sequence == sequence {
+            return;
+        }
+        let Some((_, bytes)) = self.cache.view() else { return };
+        // Written by this node's steward (invariant 7); bytes that are no view leave the old plan in force.
+        let Ok(view) = postcard::from_bytes::<View>(&bytes) else { return };
+        let links = view.servers.iter().map(|server| match old.lane(server.incarnation) {
+            Some(lane) => LinkState::Open(lane.clone()),
+            None => LinkState::Closed,
+        });
+        let plan = Plan { links: links.collect(), view, sequence };
+        self.servers.retain(&plan.view);
+        self.plan.store(Arc::new(plan));
+        self.replaced.notify_all();
+    }
+
+    /// Stores a newer view for all processes; steward only.
+    pub fn publish(&self, view: &View) -> Result<()> {
+        let bytes = postcard::to_stdvec(view).map_err(|error| {
+            Error::new(ErrorKind::Corrupt, Origin::Node, "a view cannot be encoded").with_source(error)
+        })?;
+        self.cache.set_view(view.epoch, &bytes)?;
+        self.plan();
+        Ok(())
+    }
+
+    /// Opens the links that are missing; only the steward gives books. Returns whether all are open.
+    pub fn open_links(&self, steward: bool) -> bool {
+        let plan = self.plan().clone();
+        let mut all = true;
+        for (server, link) in plan.view.servers.iter().zip(&plan.links) {
+            if matches!(link, LinkState::Open(_)) {
+                continue;
+            }
+            let opened = self.open_link(server, steward);
+            all &= matches!(opened, Ok(Some(_)));
+            match opened {
+                Ok(Some(lane)) => self.replace_link(server.incarnation, LinkState::Open(lane)),
+                // The steward has not made the book yet: it stays closed, and who needs it waits.
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::debug!(server = server.name, %error, "the link cannot be opened yet");
+                    self.replace_link(server.incarnation, LinkState::Failed);
+                }
+            }
+        }
+        all
+    }
+
+    fn open_link(&self, server: &ServerEntry, steward: bool) -> Result<Option<Arc<Lane>>> {
+        if !steward && self.active_book(server.incarnation).is_none() {
+            return Ok(None);
+        }
+        let opened = self.servers.open_link(server)?;
+        let book = match self.active_book(server.incarnation) {
+            Some(book) => book,
+            None if steward => {
+                let geometry = opened.link.geometry();
+                self.cache.activate_book(&server.name, server.incarnation, opened.lease, geometry)?
+            }
+            None => return Ok(None),
+        };
+        let ended = Mutex::new(HashMap::new());
+        Ok(Some(Arc::new(Lane { server: server.incarnation, book, link: opened.link, ended })))
+    }
+
+    fn active_book(&self, server: Incarnation) -> Option<BookIndex> {
+        self.cache.book_of(server).filter(|book| book.state == BookState::Active).map(|book| book.index)
+    }
+
+    fn replace_link(&self, server: Incarnation, state: LinkState) {
+        let _replacing = self.lock_replacing();
+        let old = self.plan.load_full();
+        let mut links = old.links.clone();
+        for (entry, link) in old.view.servers.iter().zip(&mut links) {
+            if entry.incarnation == server {
+                *link = state.clone();
+            }
+        }
+        self.plan.store(Arc::new(Plan { view: old.view.clone(), sequence: old.sequence, links }));
+        self.replaced.notify_all();
+    }
+
+    /// Waits until `ready` accepts the plan. Returns whether it did before the deadline.
+    pub fn wait_plan(&self, deadline: Instant, ready: impl Fn(&Plan) -> bool) -> bool {
+        loop {
+            if ready(&self.plan()) {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.cache.is_poisoned() {
+                return false;
+            }
+            // The view's word changes without a wake-up in this process, so the sleep is short.
+            let sleep = left.min(Duration::from_millis(2));
+            drop(self.replaced.wait_timeout(self.lock_replacing(), sleep));
+        }
+    }
+
+    fn lock_replacing(&self) -> MutexGuard<'_, ()> {
+        self.replacing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether acks may be reported now (R8).
+    pub fn has_mandate(&self) -> bool {
+        !holds(Rule::R8Mandate) || self.clock.monotonic_ns() < self.cache.mandate_until_ns()
+    }
+
+    /// Bounds of archives.
+    pub fn archive_limits(&self) -> ArchiveLimits {
+        ArchiveLimits { archive_bytes_max: self.config.session.archive_bytes_max, ..ArchiveLimits::default() }
+    }
+
+    /// When a session that is used now expires, Unix ms.
+    pub fn next_expiry_ms(&self, absolute_ms: u64) -> u64 {
+        (self.clock.unix_ms() + self.config.session.idle_s * 1000).min(absolute_ms)
+    }
+
+    /// By how much the expiry must move before it is pushed, ms (R13).
+    pub fn touch_step_ms(&self) -> u64 {
+        (self.config.session.idle_s as f64 * 1000.0 * self.config.session.touch_share) as u64
+    }
+
+    /// The time until which a request that begins now may wait.
+    pub fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.config.session.wait_ms)
+    }
+
+    /// Adds to a counter.
+    pub fn count(&self, counter: Counter, by: u64) {
+        self.cache.counter(counter as usize).fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// The error of an incarnation that is over.
+    pub fn ownership_lost(&self) -> Error {
+        let context = format!("incarnation {:x} of node {} is over", self.incarnation().0, self.name);
+        Error::new(ErrorKind::OwnershipLost, Origin::Node, context)
+    }
+
+    /// Fails if the incarnation is over (R3).
+    pub fn check(&self) -> Result<()> {
+        if holds(Rule::R3Incarnation) && self.cache.is_poisoned() {
+            return Err(self.ownership_lost());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,421 @@
+//! [`OpenSession`]: an open session and what can be done with it; and how it comes to be open.
+//!
+//! Opening goes in steps, so that the same code serves callers that block and callers that must not: [`begin`] either ends at
+//! once, or leaves a place in the queue for the lock ([`Step::Wait`], then [`granted`]), or needs a thread that may block
+//! ([`Step::Slow`], then [`blocking`]).
+
+use super::fetch;
+use super::host::{Counter, Host, Plan};
+use super::push::{Cargo, Stamp, protect};
+use super::{OpenMode, destroy};
+use crate::archive::{ArchivedSession, Changes, Value, ValueRef, trusted};
+use crate::cache::{self, EntryInfo, EntryInit, EntryState, Hold, Inserted, Pin, Waited};
+use crate::error::{Error, ErrorKind, Origin, Result};
+use crate::ident::{Cookie, Incarnation, SessionId, Version};
+use crate::limits;
+use crate::rules::{Rule, holds};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What holds the session open.
+pub(super) enum Access {
+    /// The lock.
+    Exclusive(Hold),
+    /// A pinned version.
+    ReadOnly(Pin),
+}
+
+/// A session's state beside its attributes, as the handle sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Facts {
+    pub id: SessionId,
+    pub version: Version,
+    pub created_ms: u64,
+    pub absolute_ms: u64,
+    pub expiry_ms: u64,
+    pub copies: u32,
+    pub adopted: bool,
+}
+
+/// An open session of one incarnation.
+pub(super) struct OpenSession {
+    pub host: Arc<Host>,
+    pub access: Access,
+    pub facts: Facts,
+    /// `Some` if the owner was changed and not committed.
+    pub owner: Option<Option<Box<str>>>,
+    pub changes: Changes,
+    pub needs_cookie: bool,
+}
+
+/// What an open found.
+pub(super) enum Found {
+    Session(OpenSession),
+    Missing,
+    Elsewhere(Incarnation),
+}
+
+/// Where an open stands.
+pub(super) enum Step {
+    /// It has ended.
+    Found(Found),
+    /// The lock will be granted in its turn.
+    Wait(Hold),
+    /// It needs a thread that may block.
+    Slow,
+}
+
+/// Begins to open the session that a cookie names. Never waits for a lock; talks to servers only if it `may_block`, and that
+/// only to end a session whose time is over.
+pub(super) fn begin(host: &Arc<Host>, cookie: &Cookie, mode: OpenMode, may_block: bool) -> Result<Step> {
+    host.check()?;
+    if mode == OpenMode::ReadOnly
+        && let Some(pin) = host.cache.open_read(&cookie.id)?
+        && let Some(session) = read_only(host, cookie, pin)?
+    {
+        return Ok(Step::Found(Found::Session(session)));
+    }
+    match host.cache.open_exclusive(&cookie.id)? {
+        cache::Opened::Granted(hold) => match granted(host, cookie, mode, hold, may_block)? {
+            Some(found) => Ok(Step::Found(found)),
+            None => Ok(Step::Slow),
+        },
+        cache::Opened::Waiting(hold) => Ok(Step::Wait(hold)),
+        cache::Opened::Busy => {
+            let context =
+                format!("{} requests wait for this session already", host.config.session.waiters_max);
+            Err(Error::new(ErrorKind::Busy, Origin::Node, context))
+        }
+        cache::Opened::Missing => Ok(missing(host, cookie)),
+    }
+}
+
+/// What a cookie means whose session is not in the cache: decided from the view alone.
+fn missing(host: &Host, cookie: &Cookie) -> Step {
+    if cookie.host == host.incarnation() {
+        return Step::Found(Found::Missing);
+    }
+    match host.plan().view.node(cookie.host) {
+        Some(node) => Step::Found(Found::Elsewhere(node.incarnation)),
+        None => Step::Slow,
+    }
+}
+
+/// Goes on when the lock was granted. `None`: the entry is not what it was; begin again, with a thread that may block.
+pub(super) fn granted(
+    host: &Arc<Host>,
+    cookie: &Cookie,
+    mode: OpenMode,
+    mut hold: Hold,
+    may_block: bool,
+) -> Result<Option<Found>> {
+    hold.check()?;
+    let info = hold.info()?;
+    match info.state {
+        EntryState::Live => {}
+        EntryState::Gone => return Ok(Some(Found::Missing)),
+        // Its fetch failed: it disappears with this hold.
+        EntryState::Adopting => return Ok(None),
+    }
+    if is_expired(host, &info) {
+        if !may_block && !can_end_at_once(host, info.adopted) {
+            return Ok(None);
+        }
+        // R14: the tombstone is acked before the answer.
+        destroy::expire(host, hold, &info)?;
+        return Ok(Some(Found::Missing));
+    }
+    if mode == OpenMode::ReadOnly {
+        drop(hold);
+        let Some(pin) = host.cache.open_read(&cookie.id)? else { return Ok(None) };
+        return Ok(read_only(host, cookie, pin)?.map(Found::Session));
+    }
+    let mut facts = facts_of(&host.plan(), &info);
+    touch(host, &mut hold, &mut facts)?;
+    Ok(Some(Found::Session(OpenSession::new(host, cookie, facts, Access::Exclusive(hold)))))
+}
+
+/// Opens, waiting as long as it takes, at most until `deadline`.
+pub(super) fn blocking(
+    host: &Arc<Host>,
+    cookie: &Cookie,
+    mode: OpenMode,
+    deadline: Instant,
+) -> Result<Found> {
+    loop {
+        match begin(host, cookie, mode, true)? {
+            Step::Found(found) => return Ok(found),
+            Step::Wait(hold) => match hold.wait(deadline)? {
+                Waited::Granted => {
+                    if let Some(found) = granted(host, cookie, mode, hold, true)? {
+                        return Ok(found);
+                    }
+                }
+                Waited::Revoked => return Err(lock_lost()),
+                Waited::Timeout => return Err(timed_out(host, "the session's lock")),
+            },
+            Step::Slow => match fetch::fetch(host, cookie, deadline)? {
+                fetch::Fetched::Hosted => {}
+                fetch::Fetched::Missing => return Ok(Found::Missing),
+                fetch::Fetched::Elsewhere(node) => return Ok(Found::Elsewhere(node)),
+            },
+        }
+        if Instant::now() >= deadline {
+            return Err(timed_out(host, "the session"));
+        }
+    }
+}
+
+/// A new session, locked and not committed.
+pub(super) fn create(host: &Arc<Host>, owner: Option<&str>) -> Result<OpenSession> {
+    host.check()?;
+    check_owner(owner)?;
+    let now_ms = host.clock.unix_ms();
+    let absolute_ms = now_ms + host.config.session.absolute_s * 1000;
+    let id = SessionId::random()?;
+    let init = EntryInit { created_ms: now_ms, absolute_ms, adopted: false };
+    let Inserted::Granted(hold) = host.cache.insert(&id, init)? else {
+        return Err(Error::new(ErrorKind::Conflict, Origin::Node, "a new random id exists already"));
+    };
+    host.count(Counter::Creates, 1);
+    let facts = Facts {
+        id,
+        // R12: the ownership epoch of a new session is the view's number.
+        version: Version { epoch: host.plan().view.epoch.number, counter: 0 },
+        created_ms: now_ms,
+        absolute_ms,
+        expiry_ms: host.next_expiry_ms(absolute_ms),
+        copies: 0,
+        adopted: false,
+    };
+    let cookie = Cookie { id, host: Incarnation::NONE };
+    let mut session = OpenSession::new(host, &cookie, facts, Access::Exclusive(hold));
+    session.owner = owner.map(|owner| Some(owner.into()));
+    Ok(session)
+}
+
+fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin) -> Result<Option<OpenSession>> {
+    let now_ms = host.clock.unix_ms();
+    if pin.expiry_ms() <= now_ms {
+        // Only the holder of the lock may end it.
+        return Ok(None);
+    }
+    if host.next_expiry_ms(pin.absolute_ms()) > pin.expiry_ms() + host.touch_step_ms() {
+        touch_if_free(host, &cookie.id)?;
+    }
+    let Some(info) = host.cache.find(&cookie.id)? else { return Ok(None) };
+    let mut facts = facts_of(&host.plan(), &info);
+    if facts.version != pin.version() {
+        facts.copies = 0;
+        facts.version = pin.version();
+    }
+    facts.expiry_ms = facts.expiry_ms.max(pin.expiry_ms());
+    Ok(Some(OpenSession::new(host, cookie, facts, Access::ReadOnly(pin))))
+}
+
+/// A reader has no lock; who has it at the moment has touched the session already.
+fn touch_if_free(host: &Host, id: &SessionId) -> Result<()> {
+    if let cache::Opened::Granted(mut hold) = host.cache.try_exclusive(id)? {
+        let info = hold.info()?;
+        if info.state == EntryState::Live && !is_expired(host, &info) {
+            touch(host, &mut hold, &mut facts_of(&host.plan(), &info))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a session's time is over. It goes by the expiry that its copies have (R13); without copies by the cache's.
+pub(super) fn is_expired(host: &Host, info: &EntryInfo) -> bool {
+    let has_copies = info.places.iter().any(|place| place.acked.is_some());
+    let expiry_ms = if has_copies && holds(Rule::R13Touch) { info.pushed_expiry_ms } else { info.expiry_ms };
+    let now_ms = host.clock.unix_ms();
+    now_ms >= expiry_ms.min(info.absolute_ms)
+}
+
+/// Moves the expiry if it is due, in the cache and in the copies (R13).
+pub(super) fn touch(host: &Host, hold: &mut Hold, facts: &mut Facts) -> Result<bool> {
+    let expiry_ms = host.next_expiry_ms(facts.absolute_ms);
+    if expiry_ms <= facts.expiry_ms + host.touch_step_ms() {
+        return Ok(false);
+    }
+    let before = facts.version;
+    let raised = Version { counter: before.counter + 1, ..before };
+    let version = if holds(Rule::R13Touch) { raised } else { before };
+    hold.touch(version, expiry_ms)?;
+    let stamp = Stamp { id: facts.id, version, expiry_ms };
+    let reach = protect(host, hold, &host.plan(), &stamp, Cargo::Missing { same_since: Some(before) })?;
+    host.count(Counter::Touches, 1);
+    facts.version = version;
+    facts.expiry_ms = expiry_ms;
+    facts.copies = reach.copies;
+    Ok(true)
+}
+
+/// What a snapshot says, with the copies that count by this view (R6).
+pub(super) fn facts_of(plan: &Plan, info: &EntryInfo) -> Facts {
+    let counts = |place: &&cache::PlaceInfo| {
+        let up = plan.view.server(place.server).is_some() || !holds(Rule::R6AckIncarnation);
+        up && place.acked == Some(info.version) && place.block.is_some()
+    };
+    Facts {
+        id: info.id,
+        version: info.version,
+        created_ms: info.created_ms,
+        absolute_ms: info.absolute_ms,
+        expiry_ms: info.expiry_ms,
+        copies: info.places.iter().filter(counts).count() as u32,
+        adopted: info.adopted,
+    }
+}
+
+pub(super) fn check_owner(owner: Option<&str>) -> Result<()> {
+    let bytes = owner.map_or(0, str::len);
+    if bytes > limits::OWNER_BYTES_MAX {
+        let context = format!("the owner has {bytes} bytes, the limit is {}", limits::OWNER_BYTES_MAX);
+        return Err(Error::new(ErrorKind::TooLarge, Origin::Node, context));
+    }
+    Ok(())
+}
+
+pub(super) fn lock_lost() -> Error {
+    Error::new(
+        ErrorKind::LockLost,
+        Origin::Node,
+        "the session's lock was held too long and was given to another request",
+    )
+}
+
+pub(super) fn timed_out(host: &Host, what: &str) -> Error {
+    let context = format!("waited {} ms for {what}", host.config.session.wait_ms);
+    Error::new(ErrorKind::Timeout, Origin::Node, context)
+}
+
+/// Whether tombstones need neither a control call nor a wait: nobody else can have a copy, and every link is open.
+fn can_end_at_once(host: &Host, adopted: bool) -> bool {
+    !adopted && host.plan().is_linked()
+}
+
+impl OpenSession {
+    /// Whether destroying or regenerating it needs neither a control call nor a wait.
+    pub fn can_end_at_once(&self) -> bool {
+        can_end_at_once(&self.host, self.facts.adopted)
+    }
+
+    fn new(host: &Arc<Host>, cookie: &Cookie, facts: Facts, access: Access) -> Self {
+        Self {
+            needs_cookie: cookie.host != host.incarnation(),
+            host: host.clone(),
+            access,
+            facts,
+            owner: None,
+            changes: Changes::default(),
+        }
+    }
+
+    /// The archive as it was committed last; `None` before the first commit.
+    pub fn archive(&self) -> Option<&ArchivedSession> {
+        let bytes = match &self.access {
+            Access::Exclusive(hold) => hold.bytes(),
+            Access::ReadOnly(pin) => pin.bytes(),
+        };
+        if bytes.is_empty() {
+            return None;
+        }
+        // SAFETY: the bytes are a whole archive, built by this node's processes or validated when they were fetched
+        // (invariant 7), aligned to the 256 bytes of a block; a block is immutable while it is an entry's or pinned
+        // (invariant 2), which `hold` and `pin` keep up while `self` is borrowed.
+        Some(unsafe { trusted(bytes) })
+    }
+
+    /// The lock; `Invalid` for a read-only handle.
+    pub fn hold(&mut self) -> Result<&mut Hold> {
+        match &mut self.access {
+            Access::Exclusive(hold) => Ok(hold),
+            Access::ReadOnly(_) => {
+                Err(Error::new(ErrorKind::Invalid, Origin::Node, "the session was opened read-only"))
+            }
+        }
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        matches!(self.access, Access::ReadOnly(_))
+    }
+
+    pub fn owner(&self) -> Option<&str> {
+        match &self.owner {
+            Some(owner) => owner.as_deref(),
+            None => self.archive().and_then(ArchivedSession::owner),
+        }
+    }
+
+    pub fn set_owner(&mut self, owner: Option<&str>) -> Result<()> {
+        self.hold()?;
+        check_owner(owner)?;
+        self.owner = Some(owner.map(Into::into));
+        Ok(())
+    }
+
+    pub fn get(&self, name: &str) -> Option<ValueRef<'_>> {
+        match self.changes.get(name) {
+            Some(changed) => changed,
+            None => self.archive()?.get(name),
+        }
+    }
+
+    pub fn set(&mut self, name: &str, value: Value) -> Result<()> {
+        self.hold()?;
+        check_name(name)?;
+        let bytes = match &value {
+            Value::Bytes(bytes) => bytes.len(),
+            Value::Text(text) => text.len(),
+            _ => 0,
+        };
+        let limit = self.host.config.session.archive_bytes_max;
+        if bytes > limit {
+            let context = format!("attribute \"{name}\" has {bytes} bytes, a session may have {limit}");
+            return Err(Error::new(ErrorKind::TooLarge, Origin::Node, context));
+        }
+        self.changes.set(name, value);
+        Ok(())
+    }
+
+    pub fn remove(&mut self, name: &str) -> Result<bool> {
+        self.hold()?;
+        let existed = self.get(name).is_some();
+        if existed {
+            self.changes.remove(name);
+        }
+        Ok(existed)
+    }
+
+    pub fn incr(&mut self, name: &str, by: i64) -> Result<i64> {
+        let invalid =
+            |why: &str| Error::new(ErrorKind::Invalid, Origin::Node, format!("attribute \"{name}\" {why}"));
+        let old = match self.get(name) {
+            None => 0,
+            Some(ValueRef::I64(number)) => number,
+            Some(_) => return Err(invalid("is not a whole number")),
+        };
+        let new = old.checked_add(by).ok_or_else(|| invalid("would leave the range of 64-bit numbers"))?;
+        self.set(name, Value::I64(new))?;
+        Ok(new)
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    if name.is_empty() {
+        return Err(Error::new(ErrorKind::Invalid, Origin::Node, "an attribute's name is empty"));
+    }
+    if name.len() > limits::ATTRIBUTE_NAME_BYTES_MAX {
+        let limit = limits::ATTRIBUTE_NAME_BYTES_MAX;
+        let context = format!("an attribute's name has {} bytes, the limit is {limit}", name.len());
+        return Err(Error::new(ErrorKind::TooLarge, Origin::Node, context));
+    }
+    Ok(())
+}
+
+/// The idle and absolute lifetimes that archives carry.
+pub(super) fn lifetimes_ms(host: &Host) -> (u64, u64) {
+    let seconds = |s: u64| Duration::from_secs(s).as_millis() as u64;
+    (seconds(host.config.session.idle_s), seconds(host.config.session.absolute_s))
+}

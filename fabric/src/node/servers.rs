@@ -1,0 +1,151 @@
+//! How a node talks to session servers: control calls and links, behind a trait that a simulation can stand in for.
+
+use crate::control::message::{FromServer, Role, ToServer};
+use crate::control::stream::{Stream, refusal_error};
+use crate::error::{Error, ErrorKind, Origin, Result};
+use crate::ident::Incarnation;
+use crate::limits::HELLO_WAIT;
+use crate::transport::Link;
+use crate::transport::shm;
+use crate::view::{ServerEntry, View};
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// A link and what the server said about its lease.
+pub struct OpenedLink {
+    /// The link.
+    pub link: Arc<dyn Link>,
+    /// Number of the lease at the server.
+    pub lease: u64,
+}
+
+/// The session servers, as one node incarnation reaches them.
+pub trait Servers: Send + Sync {
+    /// One request and its reply; bounded. A refusal is an error of the kind that it stands for.
+    ///
+    /// # Errors
+    /// `Unreachable`, `Timeout`; `NotYet`, `OwnershipLost` and the like as refused.
+    fn call(&self, server: &ServerEntry, request: &ToServer) -> Result<FromServer>;
+
+    /// Opens this process's link to its node's lease at the server.
+    ///
+    /// # Errors
+    /// As [`Self::call`], and those of mapping the lease.
+    fn open_link(&self, server: &ServerEntry) -> Result<OpenedLink>;
+
+    /// Forgets connections to servers that are not in the view.
+    fn retain(&self, view: &View) {
+        let _ = view;
+    }
+}
+
+/// Connections kept open per server for the next call.
+const IDLE_MAX: usize = 4;
+
+/// Servers on this host, over their Unix sockets.
+pub struct UnixServers {
+    cluster: String,
+    node: String,
+    incarnation: Incarnation,
+    timeout: Duration,
+    /// Idle connections by server incarnation.
+    idle: Mutex<HashMap<Incarnation, Vec<Stream>>>,
+}
+
+impl UnixServers {
+    /// For one incarnation of the node; a call waits at most `timeout`.
+    pub fn new(cluster: &str, node: &str, incarnation: Incarnation, timeout: Duration) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            node: node.to_owned(),
+            incarnation,
+            timeout: timeout.min(HELLO_WAIT),
+            idle: Mutex::new(HashMap::new()),
+        }
+    }
+
+    fn connect(&self, server: &ServerEntry) -> Result<Stream> {
+        let mut stream = Stream::connect(Path::new(&server.socket), self.timeout)?;
+        let role = Role::Node { name: self.node.clone(), incarnation: self.incarnation };
+        let (_, incarnation) = stream.client_hello(&self.cluster, role, self.timeout)?;
+        if incarnation != server.incarnation {
+            let context = format!(
+                "server {} is another incarnation ({:x}) than the view's ({:x})",
+                server.name, incarnation.0, server.incarnation.0
+            );
+            return Err(Error::new(ErrorKind::Unreachable, Origin::Node, context));
+        }
+        Ok(stream)
+    }
+
+    fn exchange(&self, stream: &mut Stream, request: &ToServer) -> Result<(FromServer, Option<OwnedFd>)> {
+        stream.send(request, None, self.timeout)?;
+        stream.recv::<FromServer>(self.timeout)
+    }
+
+    fn request(&self, server: &ServerEntry, request: &ToServer) -> Result<(FromServer, Option<OwnedFd>)> {
+        let kept = self.lock_idle().get_mut(&server.incarnation).and_then(Vec::pop);
+        if let Some(mut stream) = kept
+            && let Ok(reply) = self.exchange(&mut stream, request)
+        {
+            self.keep(server, stream);
+            return refuse(reply);
+        }
+        // There was no idle connection, or the server has closed it: all requests can be repeated.
+        let mut stream = self.connect(server)?;
+        let reply = self.exchange(&mut stream, request)?;
+        self.keep(server, stream);
+        refuse(reply)
+    }
+
+    fn keep(&self, server: &ServerEntry, stream: Stream) {
+        let mut idle = self.lock_idle();
+        let streams = idle.entry(server.incarnation).or_default();
+        if streams.len() < IDLE_MAX {
+            streams.push(stream);
+        }
+    }
+
+    fn lock_idle(&self) -> std::sync::MutexGuard<'_, HashMap<Incarnation, Vec<Stream>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Servers for UnixServers {
+    fn call(&self, server: &ServerEntry, request: &ToServer) -> Result<FromServer> {
+        Ok(self.request(server, request)?.0)
+    }
+
+    fn open_link(&self, server: &ServerEntry) -> Result<OpenedLink> {
+        let (FromServer::Lease { lease, server: incarnation, .. }, Some(fd)) =
+            self.request(server, &ToServer::Lease)?
+        else {
+            return Err(unexpected(server, "a lease"));
+        };
+        if incarnation != server.incarnation {
+            return Err(unexpected(server, "the lease of the view's incarnation"));
+        }
+        let link = shm::map(fd, self.incarnation, incarnation)?;
+        Ok(OpenedLink { link: Arc::new(link), lease })
+    }
+
+    fn retain(&self, view: &View) {
+        self.lock_idle().retain(|incarnation, _| view.server(*incarnation).is_some());
+    }
+}
+
+fn refuse(reply: (FromServer, Option<OwnedFd>)) -> Result<(FromServer, Option<OwnedFd>)> {
+    match reply {
+        (FromServer::Refused(refusal), _) => Err(refusal_error(&refusal)),
+        reply => Ok(reply),
+    }
+}
+
+/// The error for a reply of the wrong sort.
+pub(super) fn unexpected(server: &ServerEntry, wanted: &str) -> Error {
+    let context = format!("server {} did not answer with {wanted}", server.name);
+    Error::new(ErrorKind::Corrupt, Origin::Node, context)
+}
