@@ -2,7 +2,7 @@
 //!
 //! The entry becomes a tombstone first, so that nobody of this node sees the session again; then every lease to which it was
 //! ever posted gets a tombstone (R9), sealed copies are declared gone, and last the slots are given back, unless sealed
-//! copies may still exist (R10) or a slot of some session is in quarantine. Whatever cannot be done now is done by the
+//! copies may still exist (R10) or a slot of the session is in quarantine. Whatever cannot be done now is done by the
 //! steward's sweep, which finds the entry by its state.
 
 use super::host::{Counter, Host, Plan};
@@ -10,7 +10,7 @@ use super::open::{Access, Facts, OpenSession, facts_of, timed_out};
 use super::push::{Stamp, push_bare};
 use crate::cache::{EntryInfo, EntryState, Hold, PlaceInfo};
 use crate::control::message::ToServer;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::ident::{SessionId, Version};
 use crate::lease::CellState;
 use crate::rules::{Rule, holds};
@@ -101,11 +101,16 @@ pub(super) fn bury(host: &Host, hold: &mut Hold, deadline: Instant) -> Result<Bu
         return Ok(Burial::Open);
     }
     let kept = info.adopted && plan.sealed_copies_exist() && holds(Rule::R10ReleaseAsSet);
-    if kept || !host.cache.quarantined().is_empty() {
+    if kept {
         return Ok(Burial::Kept);
     }
     for place in &info.places {
-        hold.free_place(place.index)?;
+        match hold.free_place(place.index) {
+            Ok(()) => {}
+            // A slot of this session is in quarantine: what lies there must not outlive the tombstone.
+            Err(error) if error.kind == ErrorKind::NotYet => return Ok(Burial::Kept),
+            Err(error) => return Err(error),
+        }
     }
     Ok(Burial::Done)
 }

@@ -294,3 +294,6 @@ impl fmt::Debug for Node {
         f.debug_struct("Node").field("name", &self.name()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -187,7 +187,7 @@ fn leave(host: &Host, plan: &Plan, hold: &mut Hold, info: &EntryInfo) -> Result<
         let moved = place.block.is_none() && place.acked.is_some();
         if !moved && !push_bare(host, hold, lane, CellState::Moved, &stamp)? {
             done = false;
-        } else if !must_keep(plan, info) && host.cache.quarantined().is_empty() {
+        } else if !must_keep(plan, info) {
             hold.free_place(place.index)?;
         }
     }

@@ -1,0 +1,306 @@
+//! The node's part of the protocol rules: each scenario passes with its rule and fails without it.
+
+use super::world::{World, change, create, find, number, open};
+use crate::cache::{EntryState, Opened, PushKind};
+use crate::error::ErrorKind;
+use crate::ident::{Cookie, SessionId};
+use crate::node::host::Host;
+use crate::node::open::Found;
+use crate::rules::{Rule, assert_teeth};
+use std::sync::Arc;
+
+fn expect<T: PartialEq + std::fmt::Debug>(got: T, want: T) -> Result<(), String> {
+    if got == want { Ok(()) } else { Err(format!("{got:?} instead of {want:?}")) }
+}
+
+fn is_missing(host: &Arc<Host>, cookie: &Cookie) -> Result<(), String> {
+    match find(host, cookie) {
+        Ok(Found::Missing) => Ok(()),
+        Ok(_) => Err("found".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A session with one copy, at s1, whose placement then is s2: version 1 stays at s1, as no sweep runs.
+fn one_copy_whose_placement_changes(world: &mut World) -> Cookie {
+    let host = world.host("n1");
+    let at_s1 = |cookie: &Cookie| {
+        let plan = host.plan();
+        let first = plan.places_of(cookie.id).next().unwrap().0.name.clone();
+        first == "s1"
+    };
+    let cookie = (0..200).map(|_| create(&host, 1).0).find(at_s1).unwrap();
+    for server in &mut world.view.servers {
+        server.weight = if server.name == "s1" { 1 } else { 1000 };
+    }
+    world.publish();
+    assert!(!at_s1(&cookie), "one in a thousand stays; run again");
+    cookie
+}
+
+/// The weights above leave some sessions where they are: tries until one moves.
+fn moved_world() -> (World, Cookie) {
+    loop {
+        let made = std::panic::catch_unwind(|| {
+            let mut world = World::new(2, 2, 1);
+            let cookie = one_copy_whose_placement_changes(&mut world);
+            (world, cookie)
+        });
+        if let Ok(made) = made {
+            return made;
+        }
+    }
+}
+
+#[test]
+fn r1_two_nodes_never_adopt_one_session() {
+    assert_teeth(Rule::R1Claim, || {
+        let mut world = World::new(2, 3, 2);
+        let (cookie, _) = create(&world.host("n1"), 1);
+        world.end_node("n1");
+        expect(number(&world.host("n2"), &cookie), Ok(1))?;
+        // A server that knows the claim goes; the other one must know it, too.
+        world.drop_server("s1");
+        world.publish();
+        let owner = world.host("n2").incarnation();
+        expect(number(&world.host("n3"), &cookie), Err(format!("elsewhere: {owner:?}")))
+    });
+}
+
+#[test]
+fn r2_one_sealed_lease_ends_all_acks() {
+    assert_teeth(Rule::R2SealByView, || {
+        let world = World::new(2, 1, 2);
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        world.on_server("s2", |server| server.set_seal_word(host.incarnation()));
+        match change(&host, &cookie, 2) {
+            Err(error) => expect(error.kind, ErrorKind::OwnershipLost)?,
+            Ok(committed) => return Err(format!("{committed:?}")),
+        }
+        expect(host.cache.is_poisoned(), true)
+    });
+}
+
+#[test]
+fn r3_a_handle_of_an_ended_incarnation_commits_nothing() {
+    assert_teeth(Rule::R3Incarnation, || {
+        let world = World::new(1, 1, 1);
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        let mut session = open(&host, &cookie);
+        session.incr("n", 1).unwrap();
+        host.cache.poison();
+        match session.commit(crate::node::Ack::All) {
+            Err(error) => expect(error.kind, ErrorKind::OwnershipLost),
+            Ok(committed) => Err(format!("{committed:?}")),
+        }
+    });
+}
+
+#[test]
+fn r4_the_slot_of_a_killed_writer_is_not_written_before_it_is_gone() {
+    assert_teeth(Rule::R4FreshSlot, || {
+        let world = World::new(1, 1, 1);
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        let victim = world.add_process("n1");
+        let Opened::Granted(mut hold) = victim.cache.open_exclusive(&cookie.id).unwrap() else {
+            return Err("not free".into());
+        };
+        let book = victim.plan().lane(world.view.servers[0].incarnation).unwrap().book;
+        let push = hold.begin_push(book, PushKind::Archive(100)).unwrap();
+        victim.cache.clone().kill();
+        std::mem::forget(hold);
+        expect(host.cache.repair_dead().unwrap().len(), 1)?;
+        expect(change(&host, &cookie, 2).map(|committed| committed.copies).ok(), Some(1))?;
+        let place = host.cache.find(&cookie.id).unwrap().unwrap().places[0];
+        if place.slot == push.slot {
+            return Err("the killed writer may still overwrite the acked cell".into());
+        }
+        // The server says that the writer is gone: the slot comes back.
+        expect(host.cache.quarantined().len(), 1)?;
+        world.sweep("n1");
+        expect(host.cache.quarantined().len(), 0)?;
+        expect(number(&host, &cookie), Ok(2))
+    });
+}
+
+#[test]
+fn r5_a_fetch_takes_the_highest_version_of_all_servers() {
+    assert_teeth(Rule::R5FetchAsksAll, || {
+        let (mut world, cookie) = moved_world();
+        expect(change(&world.host("n1"), &cookie, 2).map(|committed| committed.copies).ok(), Some(1))?;
+        world.end_node("n1");
+        expect(number(&world.host("n2"), &cookie), Ok(2))
+    });
+}
+
+#[test]
+fn r6_acks_of_a_servers_last_life_count_for_nothing() {
+    assert_teeth(Rule::R6AckIncarnation, || {
+        let mut world = World::new(1, 1, 1);
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        world.on_server("s1", |server| server.is_down = true);
+        world.add_server("s1");
+        world.publish();
+        expect(open(&host, &cookie).facts.copies, 0)?;
+        expect(world.sweep("n1").copied, 1)?;
+        expect(open(&host, &cookie).facts.copies, 1)
+    });
+}
+
+#[test]
+fn r7_a_fetched_archive_is_that_of_its_cell() {
+    assert_teeth(Rule::R7Blocks, || {
+        let mut world = World::new(1, 2, 1);
+        let (cookie, _) = create(&world.host("n1"), 1);
+        let (other, _) = create(&world.host("n1"), 2);
+        world.end_node("n1");
+        world.on_server("s1", |server| server.instead = Some((cookie.id, other.id)));
+        match find(&world.host("n2"), &cookie) {
+            Err(error) => expect(error.kind, ErrorKind::Corrupt),
+            Ok(_) => Err("somebody else's session was served".into()),
+        }
+    });
+}
+
+#[test]
+fn r8_without_a_mandate_no_copy_is_reported() {
+    assert_teeth(Rule::R8Mandate, || {
+        let world = World::new(2, 1, 2);
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        world.clock.advance_ms(world.config.timing.mandate_ms);
+        let committed = change(&host, &cookie, 2).unwrap();
+        expect((committed.copies, committed.short), (0, Some(crate::node::Short::NoMandate)))?;
+        world.mandate("n1");
+        expect(change(&host, &cookie, 3).unwrap().copies, 2)
+    });
+}
+
+#[test]
+fn r9_a_tombstone_goes_to_every_place_the_session_ever_had() {
+    assert_teeth(Rule::R9Destroy, || {
+        let (mut world, cookie) = moved_world();
+        let host = world.host("n1");
+        expect(change(&host, &cookie, 2).map(|committed| committed.copies).ok(), Some(1))?;
+        open(&host, &cookie).destroy().map_err(|error| error.to_string())?;
+        is_missing(&host, &cookie)?;
+        // Only s1, where version 1 was, is left.
+        world.drop_server("s2");
+        world.end_node("n1");
+        is_missing(&world.host("n2"), &cookie)
+    });
+}
+
+#[test]
+fn r10_slots_of_adopted_sessions_are_kept_until_the_release() {
+    assert_teeth(Rule::R10ReleaseAsSet, || {
+        let mut world = World::new(2, 2, 2);
+        let (cookie, _) = create(&world.host("n1"), 1);
+        let dead = world.end_node("n1");
+        let n2 = world.host("n2");
+        open(&n2, &cookie).destroy().map_err(|error| error.to_string())?;
+        let entry = n2.cache.find(&cookie.id).unwrap();
+        let kept = entry.filter(|entry| entry.state == EntryState::Gone).map(|entry| entry.places.len());
+        expect(kept, Some(2))?;
+        world.on_server("s1", |server| expect(server.live(dead), 0))?;
+        world.view.dead.clear();
+        world.publish();
+        world.sweep("n2");
+        expect(n2.cache.find(&cookie.id).unwrap(), None)
+    });
+}
+
+#[test]
+fn r11_a_copy_is_left_only_after_the_new_one_is_acked() {
+    assert_teeth(Rule::R11Moved, || {
+        let mut world = World::new(1, 2, 1);
+        let host = world.host("n1");
+        let cookies: Vec<Cookie> = (0..32).map(|number| create(&host, number).0).collect();
+        // A new server is placed, but cannot be reached.
+        world.add_server("s2");
+        world.on_server("s2", |server| server.is_down = true);
+        world.publish();
+        expect(world.sweep("n1").complete, false)?;
+        world.end_node("n1");
+        world.on_server("s2", |server| server.is_down = false);
+        for (expected, cookie) in cookies.iter().enumerate() {
+            expect(number(&world.host("n2"), cookie), Ok(expected as i64))?;
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn r12_an_adopter_owns_by_a_higher_epoch() {
+    assert_teeth(Rule::R12Epochs, || {
+        let mut world = World::new(1, 2, 1);
+        let (cookie, committed) = create(&world.host("n1"), 1);
+        world.end_node("n1");
+        let epoch = open(&world.host("n2"), &cookie).facts.version.epoch;
+        if epoch > committed.version.epoch { Ok(()) } else { Err(format!("{epoch} {committed:?}")) }
+    });
+}
+
+#[test]
+fn r13_a_read_keeps_a_session_alive_also_after_failover() {
+    assert_teeth(Rule::R13Touch, || {
+        let mut world = World::with(1, 2, 1, "idle_s = 100");
+        let host = world.host("n1");
+        let (cookie, committed) = create(&host, 1);
+        world.clock.advance_ms(5_000);
+        world.mandate("n1");
+        let version = |host: &Arc<Host>| open(host, &cookie).facts.version;
+        expect(version(&host), committed.version)?;
+        world.clock.advance_ms(45_000);
+        world.mandate("n1");
+        if version(&host) <= committed.version {
+            return Err("the touch did not raise the version".into());
+        }
+        world.end_node("n1");
+        world.clock.advance_ms(60_000);
+        expect(number(&world.host("n2"), &cookie), Ok(1))
+    });
+}
+
+#[test]
+fn r14_expired_is_said_after_the_tombstone_is_acked() {
+    assert_teeth(Rule::R14Expiry, || {
+        let mut world = World::with(1, 2, 1, "idle_s = 100");
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        world.clock.advance_ms(100_000);
+        world.mandate("n1");
+        is_missing(&host, &cookie)?;
+        let dead = world.end_node("n1");
+        world.on_server("s1", |server| expect(server.live(dead), 0))
+    });
+}
+
+#[test]
+fn r15_a_new_id_ends_the_old_one_and_keeps_the_data() {
+    assert_teeth(Rule::R15Regenerate, || {
+        let mut world = World::new(2, 2, 2);
+        let host = world.host("n1");
+        let (old, _) = create(&host, 1);
+        let mut session = open(&host, &old);
+        session.set("privilege", crate::archive::Value::Bool(true)).unwrap();
+        session.regenerate().map_err(|error| error.to_string())?;
+        expect((session.needs_cookie, session.facts.copies), (true, 2))?;
+        let new = Cookie { id: session.facts.id, host: host.incarnation() };
+        if new.id == old.id || new.id == SessionId::default() {
+            return Err("no new id".into());
+        }
+        // The copy under the new id has the old data; the new privilege is committed under it only.
+        expect(session.archive().unwrap().get("privilege"), None)?;
+        session.commit(crate::node::Ack::All).unwrap();
+        drop(session);
+        is_missing(&host, &old)?;
+        world.end_node("n1");
+        is_missing(&world.host("n2"), &old)?;
+        expect(number(&world.host("n2"), &new), Ok(1))
+    });
+}
