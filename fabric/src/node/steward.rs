@@ -128,8 +128,13 @@ enum Director {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Sweep {
-    Due { at_ns: u64 },
-    Running { again: bool },
+    Due {
+        at_ns: u64,
+    },
+    /// `again_ns`: something changed meanwhile, so another one begins so long after the end.
+    Running {
+        again_ns: Option<u64>,
+    },
 }
 
 /// Whether a server has all our claims.
@@ -243,7 +248,10 @@ impl Steward {
             Event::Received(message) => self.receive(message, now_ns, &mut effects),
             Event::Unprotected => match &mut self.sweep {
                 Sweep::Due { at_ns } => *at_ns = (*at_ns).min(now_ns + self.timing.heartbeat_ns / 2),
-                Sweep::Running { again } => *again = true,
+                Sweep::Running { again_ns } => {
+                    // A sweep may itself be what finds sessions that it cannot copy: not at once again.
+                    *again_ns = (*again_ns).or(Some(self.timing.heartbeat_ns / 2));
+                }
             },
             Event::SweepEnded { epoch, complete, took_ns } => {
                 self.sweep_ended(epoch, complete, took_ns, now_ns, &mut effects);
@@ -344,7 +352,7 @@ impl Steward {
     fn sweep_now(&mut self, now_ns: u64) {
         self.sweep = match self.sweep {
             Sweep::Due { .. } => Sweep::Due { at_ns: now_ns },
-            Sweep::Running { .. } => Sweep::Running { again: true },
+            Sweep::Running { .. } => Sweep::Running { again_ns: Some(0) },
         };
     }
 
@@ -356,14 +364,17 @@ impl Steward {
         now_ns: u64,
         effects: &mut Vec<Effect>,
     ) {
-        let again = matches!(self.sweep, Sweep::Running { again: true });
-        let pause_ns = match (again, complete) {
-            (true, _) => self.timing.heartbeat_ns / 8,
-            (false, true) => (took_ns * SWEEP_SHARE).max(self.timing.heartbeat_ns),
-            (false, false) => took_ns.max(self.timing.heartbeat_ns / 4),
+        let again_ns = match self.sweep {
+            Sweep::Running { again_ns } => again_ns,
+            Sweep::Due { .. } => None,
+        };
+        let pause_ns = match (again_ns, complete) {
+            (Some(again_ns), _) => again_ns,
+            (None, true) => (took_ns * SWEEP_SHARE).max(self.timing.heartbeat_ns),
+            (None, false) => took_ns.max(self.timing.heartbeat_ns / 4),
         };
         self.sweep = Sweep::Due { at_ns: now_ns + pause_ns };
-        let current = epoch == self.view.epoch && !again;
+        let current = epoch == self.view.epoch && again_ns.is_none();
         if complete && current && self.draining == Some(Draining::Asked) {
             self.draining = Some(Draining::Reported);
             effects.push(Effect::Send(ToDirector::Drained));
@@ -404,7 +415,7 @@ impl Steward {
             }
         }
         if matches!(self.sweep, Sweep::Due { at_ns } if at_ns <= now_ns) {
-            self.sweep = Sweep::Running { again: false };
+            self.sweep = Sweep::Running { again_ns: None };
             effects.push(Effect::Sweep);
         }
     }

@@ -87,15 +87,17 @@ fn r3_a_handle_of_an_ended_incarnation_commits_nothing() {
     assert_teeth(Rule::R3Incarnation, || {
         let world = World::new(1, 1, 1);
         let host = world.host("n1");
-        let (cookie, _) = create(&host, 1);
+        let (cookie, before) = create(&host, 1);
         let mut session = open(&host, &cookie);
         session.incr("n", 1).unwrap();
         host.cache.poison();
         match session.commit(crate::node::Ack::All) {
-            Err(error) => expect(error.kind, ErrorKind::OwnershipLost),
-            Ok(committed) => Err(format!("{committed:?}")),
+            Err(error) => expect(error.kind, ErrorKind::OwnershipLost)?,
+            Ok(committed) => return Err(format!("{committed:?}")),
         }
-    });
+        // Not even the ended cache was changed.
+        expect(session.facts.version, before.version)
+    })
 }
 
 #[test]
