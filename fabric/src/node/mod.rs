@@ -90,6 +90,7 @@ pub enum Outcome {
 }
 
 /// What became of an operation that was begun.
+#[allow(clippy::large_enum_variant, reason = "boxing would allocate for every request that need not wait")]
 #[derive(Debug)]
 pub enum Started {
     /// It has ended; there will be no completion.

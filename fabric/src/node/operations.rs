@@ -32,6 +32,7 @@ pub(super) enum Ended {
 }
 
 /// What became of an operation that was begun.
+#[allow(clippy::large_enum_variant, reason = "boxing would allocate for every request that need not wait")]
 pub(super) enum Begun {
     Now(Ended),
     Pending(OpId),
