@@ -80,8 +80,15 @@ pub fn scan_each(
     limits: &ArchiveLimits,
     mut found: impl FnMut(SlotIndex, Cell),
 ) -> Result<BadCells> {
-    let mut scanner =
-        Scanner { memory, geometry, limits, archive: AlignedVec::new(), bad: BadCells::default() };
+    let mut scanner = Scanner {
+        memory,
+        geometry,
+        limits,
+        archive: AlignedVec::new(),
+        bad: BadCells::default(),
+        heap_left: geometry.heap_bytes,
+        checked_left: geometry.heap_bytes.saturating_mul(2),
+    };
     let mut buffer = vec![[0_u8; SLOT_BYTES]; SLOTS_PER_READ.min(geometry.slot_count as usize)];
     let mut slot = 0;
     while slot < geometry.slot_count {
@@ -105,6 +112,11 @@ struct Scanner<'a> {
     limits: &'a ArchiveLimits,
     archive: AlignedVec,
     bad: BadCells,
+    /// Blocks of live sessions are apart, so their archives cannot have more bytes than the heap. A hostile node that names
+    /// one block in every cell would otherwise make others fetch the same megabyte a million times.
+    heap_left: u64,
+    /// Likewise for the archives that are checked, of which each pair may have two.
+    checked_left: u64,
 }
 
 impl Scanner<'_> {
@@ -145,7 +157,15 @@ impl Scanner<'_> {
             let Some(offset) = archive_offset(self.geometry, &cell, self.limits) else {
                 return Ok(Err(CellFault::Bounds));
             };
+            let bytes = u64::from(cell.archive_bytes);
+            let Some(heap_left) = self.heap_left.checked_sub(bytes) else {
+                return Ok(Err(CellFault::Bounds));
+            };
             if cell.checksum != ArchiveChecksum::None {
+                let Some(checked_left) = self.checked_left.checked_sub(bytes) else {
+                    return Ok(Err(CellFault::Bounds));
+                };
+                self.checked_left = checked_left;
                 self.archive.clear();
                 self.archive.resize(cell.archive_bytes as usize, 0);
                 self.memory.read(offset, &mut self.archive)?;
@@ -153,6 +173,7 @@ impl Scanner<'_> {
                     return Ok(Err(CellFault::Archive));
                 }
             }
+            self.heap_left = heap_left;
         }
         Ok(Ok(Some(cell)))
     }

@@ -99,7 +99,7 @@ pub trait Link: Send + Sync {
     fn server_incarnation(&self) -> Incarnation;
     /// Begins a push. The bytes may be reused when it has ended.
     fn post(&self, push: &Push<'_>) -> Posted;
-    /// Appends the pushes that have ended since the last call.
+    /// Appends the pushes that have ended since the last call. Each is told once, to whichever thread asks.
     fn poll(&self, completions: &mut Vec<Completion>);
     /// Writes the node's heartbeat and its number of sessions for the server to see.
     fn beat(&self, beat: u64, sessions: u64);

@@ -9,7 +9,6 @@ use crate::lease::{
 use crate::transport::{Link, Outcome, Posted, Push};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Barrier;
 
 const NODE: Incarnation = Incarnation(0x11);
 const SERVER: Incarnation = Incarnation(0x22);
@@ -142,55 +141,6 @@ fn live(id: SessionId, sequence: u32, counter: u64, block: u32, archive_bytes: u
     }
 }
 
-/// The seal handshake: whatever the timing, a push that was acked is in the scan. Many rounds, threads that really race.
-#[test]
-fn an_acked_push_is_always_in_the_scan() {
-    let mut sealed_seen = 0;
-    let mut acked_total = 0;
-    for round in 0..300_u64 {
-        let lease = create(&header(), false).unwrap();
-        let link = map(passed(&lease), NODE, SERVER).unwrap();
-        let barrier = Barrier::new(2);
-        let id = SessionId([round as u8; 16]);
-        let (acked, report) = std::thread::scope(|scope| {
-            let pusher = scope.spawn(|| {
-                barrier.wait();
-                let mut acked = 0;
-                for counter in 1..10_000_u64 {
-                    let archive = archive(id, Version { epoch: 1, counter });
-                    let block = (counter % 3) as u32 * 4;
-                    let cell = live(id, counter as u32, counter, block, archive.len()).encode();
-                    let push = Push {
-                        slot: SlotIndex(5),
-                        sequence: Sequence(counter as u32),
-                        cell: &cell,
-                        block: Some((BlockOffset(block), &archive)),
-                    };
-                    match link.post(&push) {
-                        Posted::Done(Outcome::Acked) => acked = counter,
-                        Posted::Done(Outcome::Sealed) => return (acked, true),
-                        other => panic!("{other:?}"),
-                    }
-                }
-                (acked, false)
-            });
-            barrier.wait();
-            for _ in 0..round * 20 {
-                std::hint::spin_loop();
-            }
-            lease.seal();
-            let report = lease.scan(&ArchiveLimits::default()).unwrap();
-            let (acked, sealed) = pusher.join().unwrap();
-            sealed_seen += u32::from(sealed);
-            (acked, report)
-        });
-        acked_total += acked;
-        let found = report.cells.first().map_or(0, |(_, cell)| cell.version.counter);
-        assert!(found >= acked, "round {round}: acked {acked}, found {found}");
-    }
-    assert!(sealed_seen > 0 && acked_total > 0, "the race never happened: {sealed_seen} {acked_total}");
-}
-
 #[test]
 fn pushes_out_of_bounds_write_nothing() {
     let lease = create(&header(), false).unwrap();
@@ -253,4 +203,23 @@ fn heartbeats_pass_in_both_directions() {
     lease.beat(7);
     link.beat(9, 1234);
     assert_eq!((link.peer_beat(), lease.node_beat(), lease.node_sessions()), (7, 9, 1234));
+}
+
+struct ShmFactory;
+
+impl crate::transport::conformance::Factory for ShmFactory {
+    fn open(
+        &self,
+        header: &LeaseHeader,
+    ) -> crate::error::Result<(std::sync::Arc<dyn crate::transport::ServerEnd>, Box<dyn Link>)> {
+        let lease = create(header, false)?;
+        let link = map(passed(&lease), header.node_incarnation, header.server_incarnation)?;
+        Ok((std::sync::Arc::new(lease), Box::new(link)))
+    }
+}
+
+#[test]
+fn shared_memory_conforms() {
+    let ran = crate::transport::conformance::run(&ShmFactory).unwrap_or_else(|why| panic!("{why}"));
+    assert!(ran >= 14, "{ran}");
 }
