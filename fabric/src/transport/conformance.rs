@@ -320,7 +320,7 @@ fn acked_before_the_seal_is_in_the_scan(factory: &dyn Factory) -> Check {
             // Seals after so many acks, in the middle of whatever push is under way then.
             let begin = Instant::now();
             while acked.load(Ordering::Acquire) < u64::from(round) && begin.elapsed() < PUSH_WAIT {
-                std::hint::spin_loop();
+                std::thread::yield_now();
             }
             rig.server.seal();
             let report = rig.server.scan(&ArchiveLimits::default()).map_err(text);
