@@ -1,7 +1,7 @@
 //! The director's control socket: stewards connect here, register, beat and are told views.
 //!
-//! Every local user can open it, so the kernel's word about the peer's user id is checked against the node's, before
-//! anything that the peer says counts. Whoever sends what is no message is cut off and counted.
+//! Every local user can open it, so the kernel's word about the peer's user id is checked against the node's,
+//! before anything that the peer says counts. Whoever sends what is no message is cut off and counted.
 
 use crate::cluster::{Event, Link};
 use crate::driver::Handle;

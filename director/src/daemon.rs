@@ -1,7 +1,7 @@
 //! The running director: two runtimes, signals, an orderly end.
 //!
-//! The control side (state machine, control sockets, admin API) has a thread and a runtime of its own, so that a flood of
-//! requests in the proxy cannot delay heartbeats.
+//! The control side (state machine, control sockets, admin API) has a thread and a runtime of its own, so
+//! that a flood of requests in the proxy cannot delay heartbeats.
 
 use crate::admin::Admin;
 use crate::cluster::Settings;
@@ -32,8 +32,8 @@ pub fn run(config: Config) -> Result<()> {
     let config = Arc::new(config);
     let routes = Arc::new(Routes::default());
     let metrics = Arc::new(Metrics::default());
-    let settings = Settings::new(&config, place.term_min);
-    let (driver, handle) = Driver::new(settings, Arc::clone(&routes));
+    let settings = Settings::new(&config, place.term_min, place.drained.clone());
+    let (driver, handle) = Driver::new(settings, Arc::clone(&routes), place::drained_path(&config));
     let stop = CancellationToken::new();
 
     let control = ControlSide {

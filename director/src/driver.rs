@@ -1,15 +1,16 @@
 //! Runs the cluster's state machine: gives it events and the time, carries its effects out.
 //!
-//! One task owns the machine. Connections, the proxy and the admin API talk to it through [`Handle`]. What is queued is
-//! handled before deadlines are looked at, so that a heartbeat that has arrived always counts.
+//! One task owns the machine. Connections, the proxy and the admin API talk to it through [`Handle`]. What is
+//! queued is handled before deadlines are looked at, so that a heartbeat that has arrived always counts.
 
 use crate::cluster::status::Status;
-use crate::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Ticket};
-use crate::limits;
+use crate::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Settings, Ticket};
 use crate::proxy::routes::Routes;
+use crate::{limits, place};
 use selvage_fabric::control::message::{FromDirector, ToServer};
 use selvage_fabric::ident::Incarnation;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -106,11 +107,13 @@ pub struct Driver {
     servers: HashMap<Link, mpsc::Sender<ToServer>>,
     tickets: HashMap<Ticket, oneshot::Sender<DrainOutcome>>,
     ticket_next: u64,
+    /// Where the names of drained nodes are kept.
+    drained: PathBuf,
 }
 
 impl Driver {
     /// The driver and the way to it.
-    pub fn new(settings: crate::cluster::Settings, routes: Arc<Routes>) -> (Self, Handle) {
+    pub fn new(settings: Settings, routes: Arc<Routes>, drained: PathBuf) -> (Self, Handle) {
         let (sender, inputs) = mpsc::channel(limits::EVENTS_MAX);
         let handle = Handle { inputs: sender, links: Arc::new(AtomicU64::new(1)) };
         let tick = settings.tick;
@@ -125,6 +128,7 @@ impl Driver {
             servers: HashMap::new(),
             tickets: HashMap::new(),
             ticket_next: 0,
+            drained,
         };
         (driver, handle)
     }
@@ -215,6 +219,12 @@ impl Driver {
             Effect::Answer { ticket, outcome } => {
                 if let Some(answer) = self.tickets.remove(&ticket) {
                     let _ = answer.send(outcome);
+                }
+            }
+            Effect::Drained(names) => {
+                let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+                if let Err(error) = place::replace(&self.drained, &lines) {
+                    warn!("drained nodes will not be remembered: {error}");
                 }
             }
             Effect::Log(text) => info!("{text}"),

@@ -1,9 +1,9 @@
-//! The director: an HTTP/1.1 reverse proxy that routes each request to the node that hosts its session, and the owner of
-//! the view in a cluster with a single director.
+//! The director: an HTTP/1.1 reverse proxy that routes each request to the node that hosts its session, and
+//! the owner of the view in a cluster with a single director.
 //!
-//! [`cluster`] decides, purely; [`driver`] gives it events and carries its effects out; [`control`] and [`server_link`]
-//! are the sockets to nodes and servers; [`proxy`] serves browsers; [`admin`] and [`metrics`] serve operators; [`place`]
-//! and [`daemon`] start and stop it all. [`tool`] is the command `selvage`.
+//! [`cluster`] decides, purely; [`driver`] gives it events and carries its effects out; [`control`] and
+//! [`server_link`] are the sockets to nodes and servers; [`proxy`] serves browsers; [`admin`] and [`metrics`]
+//! serve operators; [`place`] and [`daemon`] start and stop it all. [`tool`] is the command `selvage`.
 
 #![forbid(unsafe_code)]
 

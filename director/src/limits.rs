@@ -1,11 +1,13 @@
-//! Bounds of the director beside those of the fabric, with the relations between them asserted at compile time.
+//! Bounds of the director beside those of the fabric, with the relations between them asserted at compile
+//! time.
 
 use std::time::Duration;
 
-/// Silence limits are stretched by this factor while a server carries out a view: sealing and indexing take time, and
-/// its heartbeat answers wait behind them.
+/// Silence limits are stretched by this factor while a server carries out a view: sealing and indexing take
+/// time, and its heartbeat answers wait behind them.
 pub const VIEW_WORK_FACTOR: u32 = 3;
-/// A server that answers heartbeats and yet does not carry out a view within this many silence periods is declared down.
+/// A server that answers heartbeats and yet does not carry out a view within this many silence periods is
+/// declared down.
 pub const VIEW_BEHIND_FACTOR: u32 = 10;
 /// Silence periods after the start in which servers and nodes may report what the cluster was before.
 pub const RECOVERY_FACTOR: u32 = 2;
@@ -54,7 +56,8 @@ pub const RESPONSE_WAIT: Duration = Duration::from_secs(300);
 pub const HEAD_WAIT: Duration = Duration::from_secs(30);
 /// Longest wait for a request body that shall be kept for re-sending.
 pub const BODY_WAIT: Duration = Duration::from_secs(30);
-/// Idle connections to a node are closed after this time: before the node does it, so that no request meets the close.
+/// Idle connections to a node are closed after this time: before the node does it, so that no request meets
+/// the close.
 pub const POOL_IDLE: Duration = Duration::from_secs(20);
 /// Pause before a node that refused a connection is tried again in an unchanged view.
 pub const REFUSED_PAUSE: Duration = Duration::from_millis(25);

@@ -1,5 +1,5 @@
-//! The director's place on the host: the run folder with the nodes' folders, the lock, the sockets. Every failure is one
-//! line that says what is wrong and what to do.
+//! The director's place on the host: the run folder with the nodes' folders, the lock, the sockets. Every
+//! failure is one line that says what is wrong and what to do.
 
 use crate::limits;
 use rustix::fs::{FlockOperation, flock};
@@ -22,6 +22,8 @@ pub struct Place {
     pub browsers: TcpListener,
     /// Where operators connect.
     pub admin: TcpListener,
+    /// Nodes that were drained when the last director here ended.
+    pub drained: Vec<String>,
     /// The least term of this director.
     pub term_min: u32,
     socket: PathBuf,
@@ -45,8 +47,15 @@ impl Place {
         let socket = config.director_socket();
         let control = control(&socket)?;
         let term_min = next_term(&config.cluster.run_dir.join("director.term"))?;
-        Ok(Self { control, browsers, admin, term_min, socket, _lock: lock })
+        let drained = std::fs::read_to_string(drained_path(config)).unwrap_or_default();
+        let drained = drained.lines().map(str::to_owned).collect();
+        Ok(Self { control, browsers, admin, drained, term_min, socket, _lock: lock })
     }
+}
+
+/// Where the names of drained nodes are kept over a restart of the director, one per line.
+pub fn drained_path(config: &Config) -> PathBuf {
+    config.cluster.run_dir.join("director.drained")
 }
 
 impl Drop for Place {
@@ -62,7 +71,8 @@ fn make_run_dir(path: &Path) -> Result<()> {
         Err(error) if error.kind() == IoErrorKind::AlreadyExists && path.is_dir() => Ok(()),
         Err(error) => {
             let why = format!(
-                "cannot create run_dir {}: its parent must exist and be writable for user {}; or set another run_dir",
+                "cannot create run_dir {}: its parent must exist and be writable for user {}; or set another \
+                 run_dir",
                 path.display(),
                 uid()
             );
@@ -98,8 +108,8 @@ fn lock(path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// The Unix time, s, but above the term of the last director here: two may start within a second, and tags must not come
-/// back.
+/// The Unix time, s, but above the term of the last director here: two may start within a second, and tags
+/// must not come back.
 fn next_term(path: &Path) -> Result<u32> {
     let unix_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let unix_s = u32::try_from(unix_s).unwrap_or(u32::MAX);
@@ -107,11 +117,20 @@ fn next_term(path: &Path) -> Result<u32> {
     // A last term far ahead of the clock is a damaged file or a clock that was wrong.
     let last = last.filter(|last| *last < unix_s.saturating_add(limits::TERM_AHEAD_MAX_S));
     let term = last.map_or(unix_s, |last| unix_s.max(last + 1));
-    let fresh = path.with_extension("new");
-    std::fs::write(&fresh, format!("{term}\n"))
-        .and_then(|()| std::fs::rename(&fresh, path))
-        .map_err(|error| Error::os(Origin::Director, format!("cannot write {}", path.display()), error))?;
+    replace(path, &format!("{term}\n"))?;
     Ok(term)
+}
+
+/// Writes a file whole or not at all.
+///
+/// # Errors
+/// `Os`.
+pub fn replace(path: &Path, text: &str) -> Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    std::fs::write(&fresh, text)
+        .and_then(|()| std::fs::rename(&fresh, path))
+        .map_err(|error| Error::os(Origin::Director, format!("cannot write {}", path.display()), error))
 }
 
 /// A node's folder, private to its first user.
@@ -133,8 +152,8 @@ fn make_node_dir(path: &Path, node: &Node) -> Result<()> {
     if metadata.uid() != wanted {
         if uid() != 0 {
             let why = format!(
-                "{} belongs to user {} and node \"{}\" runs as user {wanted}; only root can change that: remove the \
-                 folder or start the director as root",
+                "{} belongs to user {} and node \"{}\" runs as user {wanted}; only root can change that: \
+                 remove the folder or start the director as root",
                 path.display(),
                 metadata.uid(),
                 node.name
@@ -153,8 +172,8 @@ fn listen(address: SocketAddr, key: &str) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).map_err(|error| {
         if error.kind() == IoErrorKind::AddrInUse {
             let why = format!(
-                "cannot listen on {address}: another program uses this port; stop it, or set another address as \
-                 `{key}` in [director]"
+                "cannot listen on {address}: another program uses this port; stop it, or set another \
+                 address as `{key}` in [director]"
             );
             return Error::new(ErrorKind::Conflict, Origin::Director, why);
         }

@@ -1,4 +1,5 @@
-//! Control frames over tokio's Unix sockets. Bytes that arrive are bounded before they are kept and checked before use.
+//! Control frames over tokio's Unix sockets. Bytes that arrive are bounded before they are kept and checked
+//! before use.
 
 use crate::limits;
 use selvage_fabric::control::frame;

@@ -419,8 +419,9 @@ fn selvage_says_what_is_wrong() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("selvage.toml:2"));
 }
 
-/// Plays a session server's part of the protocol at its socket, on a thread: says hello, reports after each request what
-/// it was told, and how many sessions of ended nodes are unsettled. Ends when the director closes or `turns` are over.
+/// Plays a session server's part of the protocol at its socket, on a thread: says hello, reports after each
+/// request what it was told, and how many sessions of ended nodes are unsettled. Ends when the director
+/// closes or `turns` are over.
 fn play_server(site: &Site, incarnation: u64, turns: usize, unsettled: u64) -> std::thread::JoinHandle<()> {
     let socket = site.run_dir().join("server-s1.sock");
     // What an earlier one left.
@@ -506,6 +507,7 @@ fn a_drain_over_the_real_sockets() {
     let mut steward = site.steward("n1", Incarnation::NONE);
     steward.send(&ToDirector::Register, None, WAIT).unwrap();
     assert_eq!(receive(&mut steward), FromDirector::Over { drained: true });
+    assert_eq!(std::fs::read_to_string(site.run_dir().join("director.drained")).unwrap(), "n1\n");
     assert!(site.selvage(&["undrain", "n1"]).status.success());
     register(&mut steward);
     // The last node that is up cannot go.

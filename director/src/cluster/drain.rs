@@ -1,9 +1,9 @@
 //! Drain: a planned death.
 //!
-//! *Protecting*: the node takes no new sessions; wait until each of its sessions has a safe copy. *Emptying*: its requests
-//! wait at the director; those under way end. *Preparing*: the node finishes its pushes and answers `Drained`. Then its
-//! incarnation ends like any other, the others adopt, and the held requests follow. Until that point any failure puts
-//! the node back to work and says why.
+//! *Protecting*: the node takes no new sessions; wait until each of its sessions has a safe copy. *Emptying*:
+//! its requests wait at the director; those under way end. *Preparing*: the node finishes its pushes and
+//! answers `Drained`. Then its incarnation ends like any other, the others adopt, and the held requests
+//! follow. Until that point any failure puts the node back to work and says why.
 
 use super::dead::answer;
 use super::{Cluster, DrainOutcome, Effect, Link, Moment, Phase, Ticket};
@@ -137,6 +137,7 @@ impl Cluster {
     pub(super) fn undrain(&mut self, name: &str, out: &mut Vec<Effect>) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         node.drained = false;
+        self.keep_drained(out);
         self.give_up_drain(name, "it was undrained meanwhile", out);
     }
 

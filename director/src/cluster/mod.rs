@@ -3,9 +3,9 @@
 //! Pure: [`Cluster::step`] takes an event and the time and returns effects; sockets, clocks and tasks are in
 //! [`crate::driver`], which is its only caller beside tests and the simulator (architecture invariant 8).
 //!
-//! Kept here: one live incarnation per node name; an incarnation that is over never lives again (R3, R6); a dead entry is
-//! `sealed` only when every server has confirmed (R2, R8) and leaves only when every session in it is settled (R10); views
-//! only rise (R12). One `step` publishes at most a few views, each complete.
+//! Kept here: one live incarnation per node name; an incarnation that is over never lives again (R3, R6); a
+//! dead entry is `sealed` only when every server has confirmed (R2, R8) and leaves only when every session in
+//! it is settled (R10); views only rise (R12). One `step` publishes at most a few views, each complete.
 //!
 //! | file | what |
 //! |---|---|
@@ -70,13 +70,15 @@ pub struct Settings {
     pub nodes: Vec<(String, String)>,
     /// Name, weight and socket of each configured server.
     pub servers: Vec<(String, u32, String)>,
+    /// Nodes that were drained when the last director ended.
+    pub drained: Vec<String>,
     /// The least term: the Unix time at start, s, and above the term of the last director here.
     pub term_min: u32,
 }
 
 impl Settings {
     /// From the configuration file.
-    pub fn new(config: &Config, term_min: u32) -> Self {
+    pub fn new(config: &Config, term_min: u32, drained: Vec<String>) -> Self {
         let timing = &config.timing;
         Self {
             heartbeat: timing.heartbeat(),
@@ -94,6 +96,7 @@ impl Settings {
                     (server.name.clone(), server.weight, socket)
                 })
                 .collect(),
+            drained,
             term_min,
         }
     }
@@ -180,8 +183,8 @@ pub enum Event {
 /// What shall be done, in this order.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Effect {
-    /// The proxy routes by this view from now on; connections to nodes that are not in it are cut before anything else
-    /// happens, so that a zombie's answers go nowhere. Requests of held nodes wait.
+    /// The proxy routes by this view from now on; connections to nodes that are not in it are cut before
+    /// anything else happens, so that a zombie's answers go nowhere. Requests of held nodes wait.
     Publish {
         /// The view.
         view: Arc<View>,
@@ -226,6 +229,8 @@ pub enum Effect {
         /// The answer.
         outcome: DrainOutcome,
     },
+    /// Keep these names of drained nodes for the next director.
+    Drained(Vec<String>),
     /// Tell people.
     Log(String),
 }
@@ -264,7 +269,11 @@ pub struct Cluster {
 impl Cluster {
     /// A director's life begins.
     pub fn new(settings: Settings, now: Moment) -> Self {
-        let nodes = settings.nodes.iter().map(|(name, address)| (name.clone(), Node::new(address))).collect();
+        let nodes = settings.nodes.iter().map(|(name, address)| {
+            let drained = settings.drained.contains(name);
+            (name.clone(), Node { address: address.clone(), life: None, drained })
+        });
+        let nodes = nodes.collect();
         let servers = settings
             .servers
             .iter()
@@ -324,7 +333,8 @@ impl Cluster {
         self.beat_servers(now, out);
     }
 
-    /// The director's own pauses do not count as silence of others: what they sent meanwhile may still be unread.
+    /// The director's own pauses do not count as silence of others: what they sent meanwhile may still be
+    /// unread.
     fn forgive_own_pause(&mut self, now: Moment) {
         let gap = self.last_tick.map_or(Duration::ZERO, |last| now.saturating_sub(last));
         self.last_tick = Some(now);
@@ -445,10 +455,16 @@ impl Cluster {
         }
     }
 
-    /// A term far ahead of the clock, or a number near its end, is a fault of the peer and would use up the epochs.
+    /// A term far ahead of the clock, or a number near its end, is a fault of the peer and would use up the
+    /// epochs.
     fn is_plausible(&self, seen: Epoch) -> bool {
         let term_max = self.settings.term_min.saturating_add(limits::TERM_AHEAD_MAX_S);
         seen.term < term_max && seen.number < limits::NUMBER_MAX
+    }
+
+    fn keep_drained(&self, out: &mut Vec<Effect>) {
+        let drained = self.nodes.iter().filter(|(_, node)| node.drained).map(|(name, _)| name.clone());
+        out.push(Effect::Drained(drained.collect()));
     }
 
     fn next_incarnation(&mut self) -> Incarnation {

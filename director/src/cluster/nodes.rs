@@ -1,7 +1,8 @@
 //! Nodes: registration, heartbeats and mandates, silence, death.
 //!
-//! A mandate goes only to the incarnation that lives, over the connection of its present steward, and it is shorter than
-//! the silence that ends it (R8); so a node is declared dead only after it has stopped reporting acks.
+//! A mandate goes only to the incarnation that lives, over the connection of its present steward, and it is
+//! shorter than the silence that ends it (R8); so a node is declared dead only after it has stopped reporting
+//! acks.
 
 use super::dead::Dead;
 use super::drain::Drain;
@@ -50,12 +51,6 @@ pub(super) struct Caller {
 pub(super) enum Waiting {
     Register,
     Resume(Epoch),
-}
-
-impl Node {
-    pub(super) fn new(address: &str) -> Self {
-        Self { address: address.to_owned(), life: None, drained: false }
-    }
 }
 
 impl Life {
@@ -242,6 +237,7 @@ impl Cluster {
             node.drained = true;
             tickets = drain.tickets;
         }
+        let was_drained = node.drained;
         if let Some(link) = life.link {
             out.push(Effect::ToNode { link, message: FromDirector::Over { drained: node.drained } });
         }
@@ -251,5 +247,8 @@ impl Cluster {
         dead.answer_by = now + crate::limits::ADOPTION_WAIT;
         self.dead.push(dead);
         self.changed = true;
+        if was_drained {
+            self.keep_drained(out);
+        }
     }
 }

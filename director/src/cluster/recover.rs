@@ -1,8 +1,9 @@
 //! What a restarted director learns from the others (R12).
 //!
-//! It waits, bounded, until every server has reported or is known to be absent. The newest view among the reports is
-//! where it goes on: its nodes and servers stay, each with a period of grace to be heard, its dead stay dead. Its own
-//! term is above every term reported and not below the Unix time, so no tag comes back even if everything died at once.
+//! It waits, bounded, until every server has reported or is known to be absent. The newest view among the
+//! reports is where it goes on: its nodes and servers stay, each with a period of grace to be heard, its dead
+//! stay dead. Its own term is above every term reported and not below the Unix time, so no tag comes back
+//! even if everything died at once.
 
 use super::dead::Dead;
 use super::nodes::{Life, Waiting};
@@ -76,13 +77,14 @@ impl Cluster {
         true
     }
 
-    /// Goes on from an earlier director's view: its members stay and must be heard within two silence periods.
+    /// Goes on from an earlier director's view: its members stay and must be heard within two silence
+    /// periods.
     fn take_up(&mut self, base: &View, now: Moment) {
         let grace = now + self.settings.silence;
         let mandate_until = now + self.settings.mandate;
         for entry in &base.nodes {
             match self.nodes.get_mut(&entry.name) {
-                Some(node) if node.life.is_none() => {
+                Some(node) if node.life.is_none() && !node.drained => {
                     node.life = Some(Life::new(entry.incarnation, None, grace, mandate_until));
                 }
                 Some(node)
@@ -157,7 +159,8 @@ impl Cluster {
         }
     }
 
-    /// Whether this incarnation lives, or can have lived until the director's restart without any server's knowledge.
+    /// Whether this incarnation lives, or can have lived until the director's restart without any server's
+    /// knowledge.
     pub(super) fn may_resume(&self, name: &str, incarnation: Incarnation, epoch: Epoch, now: Moment) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
         if let Some(life) = &node.life {

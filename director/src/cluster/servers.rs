@@ -1,7 +1,7 @@
 //! Session servers: reports, silence, and what may enter a view.
 //!
-//! An incarnation that was declared down is barred: it stays out until it reports another (R6). It is sent the view that
-//! drops it, and begins a new life by itself.
+//! An incarnation that was declared down is barred: it stays out until it reports another (R6). It is sent
+//! the view that drops it, and begins a new life by itself.
 
 use super::{Cluster, Effect, Link, Moment, Phase};
 use crate::limits;
@@ -30,8 +30,8 @@ pub(super) struct Server {
     barred: Vec<Incarnation>,
     /// Requests that it has not answered yet.
     open: u32,
-    /// Its first report on this connection was taken in. No view may reach it before: one that does not know what the
-    /// server holds would make it release that.
+    /// Its first report on this connection was taken in. No view may reach it before: one that does not know
+    /// what the server holds would make it release that.
     pub(super) reported: bool,
     beat_due: Moment,
     /// Since when it has a view to carry out.
@@ -205,8 +205,8 @@ impl Cluster {
         }
         let old = server.report.view.clone().filter(|view| view.server(incarnation).is_some());
         if let Some(old) = old {
-            // It was in a view of an earlier director. If no server told about that before, the cluster is taken up from
-            // here; otherwise the newest view known has dropped it.
+            // It was in a view of an earlier director. If no server told about that before, the cluster is
+            // taken up from here; otherwise the newest view known has dropped it.
             if !(alone && self.take_up_late(&old, now, out)) && holds(Rule::R6AckIncarnation) {
                 if let Some(server) = self.servers.get_mut(name) {
                     server.bar(incarnation);

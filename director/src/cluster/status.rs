@@ -72,6 +72,8 @@ pub struct ServerStatus {
     pub incarnation: u64,
     /// `up` or `down`.
     pub state: String,
+    /// The newest view that it has carried out.
+    pub epoch: Epoch,
     /// Sessions with a copy there, by the last report.
     pub sessions: u64,
     /// Bytes of its leases.
@@ -146,6 +148,7 @@ impl Cluster {
                 name: name.clone(),
                 incarnation: server.up.map_or(0, |up| up.0),
                 state: if server.up.is_some() { "up" } else { "down" }.to_owned(),
+                epoch: report.epoch,
                 sessions: report.leases.iter().map(|lease| lease.sessions).sum(),
                 bytes: report.bytes,
                 pid: report.pid,

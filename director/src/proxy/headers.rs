@@ -28,8 +28,8 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// The session that the request's cookie names. Of several cookies of that name the first valid one counts; a wrong mac is
-/// no cookie.
+/// The session that the request's cookie names. Of several cookies of that name the first valid one counts; a
+/// wrong mac is no cookie.
 pub fn session(headers: &HeaderMap, name: &str, keys: &[CookieKey]) -> Option<Cookie> {
     let texts = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));

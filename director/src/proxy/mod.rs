@@ -21,8 +21,9 @@
 //! | `headers` | what may pass and what may not |
 //! | `listen` | the browsers' side |
 //!
-//! Held: a request that is not idempotent is sent at most once (a send that certainly did not begin does not count);
-//! an answer of an incarnation that is over reaches nobody, because its connections are cut when its view ends.
+//! Held: a request that is not idempotent is sent at most once (a send that certainly did not begin does not
+//! count); an answer of an incarnation that is over reaches nobody, because its connections are cut when its
+//! view ends.
 
 pub mod body;
 pub mod headers;

@@ -1,4 +1,5 @@
-//! The phases of a request, as functions in their order: admit, identify, keep the body, choose, send, judge, answer.
+//! The phases of a request, as functions in their order: admit, identify, keep the body, choose, send, judge,
+//! answer.
 
 use crate::limits;
 use crate::metrics::{Metrics, Outcome};
@@ -172,8 +173,8 @@ impl Proxy {
                 }
                 Choice::Go(upstream) => {
                     let place = upstream.enter();
-                    // Whoever waits for this node to become idle has set the hold before it looked at the places, so either
-                    // it sees this place or this sees the hold.
+                    // Whoever waits for this node to become idle has set the hold before it looked at the
+                    // places, so either it sees this place or this sees the hold.
                     if self.routes.now().takes(upstream.incarnation) {
                         return Ok(Held { upstream, place });
                     }
@@ -217,7 +218,8 @@ impl Proxy {
                 Sent::Unsent
             }
             Ok(Err(error)) => {
-                // One worker may have died while the node lives on, so the next try may go there again, after a pause.
+                // One worker may have died while the node lives on, so the next try may go there again, after
+                // a pause.
                 way.refused.push(upstream.incarnation);
                 Sent::Lost(error.to_string())
             }

@@ -89,8 +89,8 @@ impl Routes {
         self.table.borrow().clone()
     }
 
-    /// The node for a request: the one it was directed to, if that lives; else by its cookie; else the least loaded.
-    /// `refused` have just refused a connection and are avoided where there is a choice.
+    /// The node for a request: the one it was directed to, if that lives; else by its cookie; else the least
+    /// loaded. `refused` have just refused a connection and are avoided where there is a choice.
     pub fn choose(
         &self,
         table: &Table,
@@ -105,7 +105,8 @@ impl Routes {
         if let Some(upstream) = table.upstream(cookie.host) {
             return table.unless_held(upstream);
         }
-        // A tag that is not live: the session may be in a lease that is being sealed, whichever tag it began with (R2).
+        // A tag that is not live: the session may be in a lease that is being sealed, whichever tag it began
+        // with (R2).
         if !table.view.all_sealed() && holds(Rule::R2SealByView) {
             return Choice::Wait("the sessions of a web node that is gone are being secured");
         }

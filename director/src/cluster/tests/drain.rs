@@ -51,6 +51,7 @@ fn a_drain_holds_hands_over_and_keeps_out() {
     world.advance(100);
     assert_eq!(world.outcomes[&ticket], DrainOutcome::HandedOver);
     assert_eq!(world.cluster.status().nodes[0].state, "drained");
+    assert_eq!(world.drained, ["n1"]);
 
     // It stays out until it is undrained.
     let link = world.open("n1", Incarnation::NONE);
@@ -59,6 +60,7 @@ fn a_drain_holds_hands_over_and_keeps_out() {
     let again = ask(&mut world, "n1", 2);
     assert_eq!(world.outcomes[&again], DrainOutcome::HandedOver);
     world.step(Event::Undrain { name: "n1".into() });
+    assert!(world.drained.is_empty());
     world.step(Event::NodeMessage { link, message: ToDirector::Register });
     assert!(world.registered(link).is_some());
 }

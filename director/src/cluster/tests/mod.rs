@@ -37,6 +37,8 @@ pub(super) struct World {
     pub(super) to_servers: Vec<(Link, ToServer)>,
     pub(super) awaited: Vec<Incarnation>,
     pub(super) outcomes: HashMap<Ticket, DrainOutcome>,
+    /// What is kept for the next director.
+    pub(super) drained: Vec<String>,
 }
 
 pub(super) fn settings(nodes: &[&str], servers: &[&str]) -> Settings {
@@ -49,6 +51,7 @@ pub(super) fn settings(nodes: &[&str], servers: &[&str]) -> Settings {
         copies: 2,
         nodes: (1..).zip(nodes).map(|(at, name)| (name.to_string(), format!("127.0.0.1:{at}"))).collect(),
         servers: servers.iter().map(|name| (name.to_string(), 1, format!("/s/{name}"))).collect(),
+        drained: Vec::new(),
         term_min: UNIX_S,
     }
 }
@@ -67,6 +70,7 @@ impl World {
             to_servers: Vec::new(),
             awaited: Vec::new(),
             outcomes: HashMap::new(),
+            drained: Vec::new(),
         }
     }
 
@@ -122,6 +126,7 @@ impl World {
                 Effect::Answer { ticket, outcome } => {
                     assert!(self.outcomes.insert(ticket, outcome).is_none(), "answered twice");
                 }
+                Effect::Drained(names) => self.drained = names,
                 Effect::Load { .. } | Effect::CloseNode { .. } | Effect::Log(_) => {}
             }
         }

@@ -128,3 +128,15 @@ fn no_mandate_before_it_is_known_who_lives() {
     world.beat("n1");
     assert_eq!(world.told(link), None);
 }
+
+#[test]
+fn a_drained_node_stays_out_over_a_restart() {
+    let mut settings = settings(&["n1", "n2"], &["s1"]);
+    settings.drained = vec!["n1".to_owned()];
+    let mut world = World::silent(&["n1", "n2"], &["s1"]);
+    world.cluster = Cluster::new(settings, Duration::ZERO);
+    world.server_up("s1", 1);
+    let link = world.open("n1", Incarnation::NONE);
+    world.step(Event::NodeMessage { link, message: ToDirector::Register });
+    assert_eq!(world.told(link), Some(&FromDirector::Over { drained: true }));
+}

@@ -1,5 +1,5 @@
-//! Tests of the proxy against small web servers in the same process. Each test has a runtime on its own thread, so that a
-//! rule can be taken out for it.
+//! Tests of the proxy against small web servers in the same process. Each test has a runtime on its own
+//! thread, so that a rule can be taken out for it.
 
 mod failure;
 mod pass;
