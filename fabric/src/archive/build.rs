@@ -107,7 +107,7 @@ impl<'a> Iterator for Merged<'a> {
                 return Some(old.pair());
             };
             if let Some((old, left)) = self.base.split_first() {
-                let order = old.name.as_str().cmp(name);
+                let order = old.name.get().cmp(name);
                 if order != Ordering::Greater {
                     self.base = left;
                 }

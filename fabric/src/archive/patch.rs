@@ -49,7 +49,7 @@ fn put_value(out: &mut [u8], base: &[u8], old: &ArchivedAttributeValue, new: &Va
         ArchivedAttributeValue::I64(number) => (std::ptr::from_ref(number).addr(), size_of::<i64>()),
         ArchivedAttributeValue::F64(number) => (std::ptr::from_ref(number).addr(), size_of::<f64>()),
         ArchivedAttributeValue::Bool(truth) => (std::ptr::from_ref(truth).addr(), 1),
-        ArchivedAttributeValue::Text(text) => (text.as_str().as_ptr().addr(), text.len()),
+        ArchivedAttributeValue::Text(text) => (text.get().as_ptr().addr(), text.len()),
         ArchivedAttributeValue::Bytes(bytes) => (bytes.as_slice().as_ptr().addr(), bytes.len()),
     };
     let put_sized = |out: &mut [u8], bytes: &[u8]| {

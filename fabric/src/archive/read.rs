@@ -25,6 +25,10 @@ impl Default for ArchiveLimits {
     }
 }
 
+/// Up to so many attributes are looked through from first to last: most names differ in their length already, and the
+/// processor looks at several at once, which it cannot in a binary search.
+const LINEAR_MAX: usize = 16;
+
 /// Blocks begin at multiples of 256 bytes, so an archive at a block's start is aligned.
 const _: () = assert!(limits::BLOCK_UNIT_BYTES.is_multiple_of(align_of::<ArchivedSession>()));
 
@@ -56,7 +60,7 @@ impl ArchivedSession {
 
     /// The user it belongs to.
     pub fn owner(&self) -> Option<&str> {
-        self.owner.as_ref().map(|owner| owner.as_str())
+        self.owner.as_ref().map(|owner| owner.get())
     }
 
     /// Number of attributes.
@@ -64,7 +68,7 @@ impl ArchivedSession {
         self.attributes.len()
     }
 
-    /// An attribute, by binary search.
+    /// An attribute, by its name.
     pub fn get(&self, name: &str) -> Option<ValueRef<'_>> {
         Some(self.attribute(name)?.value())
     }
@@ -79,9 +83,12 @@ impl ArchivedSession {
     }
 
     fn attribute(&self, name: &str) -> Option<&ArchivedAttribute> {
-        let attributes = self.attributes();
-        let at = attributes.binary_search_by(|attribute| attribute.name.as_str().cmp(name)).ok()?;
-        attributes.get(at)
+        let mut left = self.attributes();
+        while left.len() > LINEAR_MAX {
+            let (before, after) = left.split_at(left.len() / 2);
+            left = if after.first().is_some_and(|first| first.name.get() <= name) { after } else { before };
+        }
+        left.iter().find(|attribute| attribute.name.get() == name)
     }
 
     /// The attributes, sorted by name.

@@ -63,6 +63,24 @@ fn what_is_built_reads_back() {
 }
 
 #[test]
+fn every_attribute_is_found_whatever_their_number() {
+    let limits = ArchiveLimits::default();
+    for count in (0..70).chain([limits.attributes_max]) {
+        // Only every other name of the alphabet of names is there.
+        let names: Vec<String> = (0..2 * count + 1).map(|n| format!("n{n:04}")).collect();
+        let there = names.iter().skip(1).step_by(2);
+        let attributes: BTreeMap<String, Value> =
+            there.enumerate().map(|(n, name)| (name.clone(), Value::I64(n as i64))).collect();
+        let mut builder = Builder::new();
+        let bytes = builder.build(&head(), borrowed(&attributes), &limits).unwrap();
+        let session = validate(bytes, &limits).unwrap();
+        for name in &names {
+            assert_eq!(session.get(name), attributes.get(name).map(Value::as_ref), "{name} of {count}");
+        }
+    }
+}
+
+#[test]
 fn reads_give_pointers_into_the_archive() {
     let bytes = built();
     let session = validate(&bytes, &ArchiveLimits::default()).unwrap();
