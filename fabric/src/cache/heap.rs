@@ -81,7 +81,11 @@ impl Heap {
 
     /// Passes a block from one owner to another.
     pub fn pass(&self, block: BlockOffset, from: u32, to: u32) -> bool {
-        self.units[block.0].compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        let passed =
+            self.units[block.0].compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        #[cfg(test)]
+        super::crash::point();
+        passed
     }
 
     /// Gives a block back if `owner` has it.
@@ -181,7 +185,11 @@ impl Heap {
                     return false;
                 }
                 want.intent.write(unit + 1);
-                owner.compare_exchange(0, want.owner, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+                let taken =
+                    owner.compare_exchange(0, want.owner, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+                #[cfg(test)]
+                super::crash::point();
+                taken
             })
         };
         let block = scan(chunk.cursor.load(Ordering::Relaxed)).or_else(|| {
@@ -221,6 +229,8 @@ impl Heap {
         if chunk.word.compare_exchange(word, marked, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return false;
         }
+        #[cfg(test)]
+        super::crash::point();
         let empty = self.is_empty(index, size);
         let new_class = if empty { class + 1 } else { word & CLASS_MASK };
         let new = (marked & !(CLASS_MASK | CHANGING)).wrapping_add(VERSION_STEP) | new_class;

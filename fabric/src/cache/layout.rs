@@ -49,6 +49,8 @@ impl Word for AtomicU32 {
     }
     #[inline(always)]
     fn write(&self, value: u32) {
+        #[cfg(test)]
+        super::crash::point();
         self.store(value, Ordering::Release);
     }
 }
@@ -61,6 +63,8 @@ impl Word for AtomicU64 {
     }
     #[inline(always)]
     fn write(&self, value: u64) {
+        #[cfg(test)]
+        super::crash::point();
         self.store(value, Ordering::Release);
     }
 }

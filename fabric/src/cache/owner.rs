@@ -64,7 +64,10 @@ impl OwnerTable {
                     return false;
                 }
                 intent.write(index + 1);
-                word.compare_exchange(0, owner, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+                let taken = word.compare_exchange(0, owner, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+                #[cfg(test)]
+                super::crash::point();
+                taken
             })
         };
         scan(from).or_else(|| {
@@ -82,6 +85,8 @@ impl OwnerTable {
     /// Gives a thing back if `owner` has it.
     pub fn give(&self, index: u32, owner: u32) -> bool {
         let given = self.words[index].compare_exchange(owner, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        #[cfg(test)]
+        super::crash::point();
         let full = &self.full[index / OWNER_GROUP];
         if given && full.load(Ordering::SeqCst) != 0 {
             full.store(0, Ordering::SeqCst);
@@ -91,7 +96,11 @@ impl OwnerTable {
 
     /// Passes a thing from one owner to another.
     pub fn pass(&self, index: u32, from: u32, to: u32) -> bool {
-        self.words[index].compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        let passed =
+            self.words[index].compare_exchange(from, to, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+        #[cfg(test)]
+        super::crash::point();
+        passed
     }
 
     /// The things among the first `limit` whose owner `wanted` accepts.

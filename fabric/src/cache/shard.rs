@@ -88,6 +88,13 @@ impl Inner {
 impl Drop for Guard<'_> {
     #[inline]
     fn drop(&mut self) {
+        #[cfg(test)]
+        {
+            if super::crash::dead() {
+                return;
+            }
+            super::crash::point();
+        }
         let words = &self.cache.segment.shards[self.shard];
         if std::thread::panicking() {
             words.dirty.write(1);
