@@ -15,6 +15,11 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+/// Sessions that are made room for before a scan; more make the table grow.
+const CAPACITY_AT_FIRST: usize = 1 << 20;
+/// Cells that are added to the table at once.
+const BATCH: usize = 64;
+
 /// A private copy of what a sealed lease says of one session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionCopy {
@@ -88,8 +93,16 @@ impl LeaseIndex {
         geometry: &LeaseGeometry,
         limits: &ArchiveLimits,
     ) -> Result<(Self, BadCells)> {
-        let mut index = Self::with_capacity(0);
-        let bad = scan_each(memory, geometry, limits, |_, cell| index.add(&cell))?;
+        let mut index = Self::with_capacity((geometry.slot_count as usize).min(CAPACITY_AT_FIRST));
+        let mut batch = Vec::with_capacity(BATCH);
+        let bad = scan_each(memory, geometry, limits, |_, cell| {
+            batch.push(cell);
+            if batch.len() == BATCH {
+                index.add_batch(&batch);
+                batch.clear();
+            }
+        })?;
+        index.add_batch(&batch);
         Ok((index, bad))
     }
 
@@ -117,6 +130,15 @@ impl LeaseIndex {
     /// Live copies that no one has settled, destroyed or outlived (R10).
     pub fn unsettled(&self) -> u64 {
         self.unsettled
+    }
+
+    /// Adds cells. The table is far larger than the processor's caches and hit at random: the entries of a batch are
+    /// loaded first, so that their misses overlap instead of coming one after the other.
+    fn add_batch(&mut self, cells: &[Cell]) {
+        let mask = self.table.len() - 1;
+        let near = |sum: u64, cell: &Cell| sum ^ self.table[self.hash(&cell.id) as usize & mask];
+        std::hint::black_box(cells.iter().fold(0, near));
+        cells.iter().for_each(|cell| self.add(cell));
     }
 
     fn add(&mut self, cell: &Cell) {
