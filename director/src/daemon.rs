@@ -14,7 +14,7 @@ use crate::proxy::phases::Proxy;
 use crate::proxy::routes::Routes;
 use crate::server_link::ServerLink;
 use selvage_fabric::config::Config;
-use selvage_fabric::error::{Error, Origin, Result};
+use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -28,44 +28,53 @@ use tracing::info;
 /// # Errors
 /// If it cannot start: one line that says what and what to do.
 pub fn run(config: Config) -> Result<()> {
-    let place = Place::take(&config)?;
+    // Lives to the end: the lock and the socket go last.
+    let (_place, start) = Place::take(&config)?;
     let config = Arc::new(config);
     let routes = Arc::new(Routes::default());
     let metrics = Arc::new(Metrics::default());
-    let settings = Settings::new(&config, place.term_min, place.drained.clone());
+    let settings = Settings::new(&config, start.term_min, start.drained);
     let (driver, handle) = Driver::new(settings, Arc::clone(&routes), place::drained_path(&config));
-    let stop = CancellationToken::new();
-
     let control = ControlSide {
-        control: clone(place.control.try_clone())?,
-        admin: clone(place.admin.try_clone())?,
+        control: start.control,
+        admin: start.admin,
         config: Arc::clone(&config),
         handle,
         metrics: Arc::clone(&metrics),
     };
+    let (stop_control, stop_proxy) = (CancellationToken::new(), CancellationToken::new());
     let control_runtime = runtime(Builder::new_current_thread().enable_all())?;
-    let control_stop = stop.clone();
+    let (stop, gone) = (stop_control.clone(), stop_proxy.clone().drop_guard());
     let control_thread = std::thread::Builder::new()
         .name("control".to_owned())
-        .spawn(move || control_runtime.block_on(control.run(driver, control_stop)))
+        .spawn(move || {
+            // However this ends: without it the proxy would route by a view that nobody keeps true.
+            let _gone = gone;
+            control_runtime.block_on(control.run(driver, stop))
+        })
         .map_err(|error| Error::os(Origin::Director, "cannot start a thread", error))?;
 
     let proxy_runtime = runtime(Builder::new_multi_thread().enable_all().thread_name("proxy"))?;
-    let proxy = Proxy::new(&config, routes, metrics);
-    let served = proxy_runtime.block_on(serve(proxy, &place.browsers, &config));
-    stop.cancel();
-    // The control thread only ends by `stop`; if it panicked, that was logged when it happened.
-    let _ = control_thread.join();
+    let proxy = Proxy::new(&config, routes, metrics, stop_proxy.clone());
+    let served = proxy_runtime.block_on(serve(proxy, start.browsers, &config, stop_proxy));
+    stop_control.cancel();
+    let controlled = control_thread.join().unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Os, Origin::Director, "the control thread has panicked"))
+    });
     info!("stopped");
-    served
+    served.and(controlled)
 }
 
-async fn serve(proxy: Arc<Proxy>, browsers: &TcpListener, config: &Config) -> Result<()> {
+async fn serve(
+    proxy: Arc<Proxy>,
+    browsers: TcpListener,
+    config: &Config,
+    stop: CancellationToken,
+) -> Result<()> {
     let sockets = |error| Error::os(Origin::Director, "cannot serve browsers", error);
-    let listener = browsers.try_clone().and_then(tokio::net::TcpListener::from_std).map_err(sockets)?;
+    let listener = tokio::net::TcpListener::from_std(browsers).map_err(sockets)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(sockets)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(sockets)?;
-    let stop = CancellationToken::new();
     let serving = tokio::spawn(listen(proxy, listener, config.director.requests_max, stop.clone()));
     info!(
         "serving browsers on http://{}, the admin API on http://{}",
@@ -74,6 +83,7 @@ async fn serve(proxy: Arc<Proxy>, browsers: &TcpListener, config: &Config) -> Re
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        () = stop.cancelled() => {}
     }
     info!("stopping");
     stop.cancel();
@@ -92,7 +102,7 @@ struct ControlSide {
 }
 
 impl ControlSide {
-    async fn run(self, driver: Driver, stop: CancellationToken) {
+    async fn run(self, driver: Driver, stop: CancellationToken) -> Result<()> {
         for server in &self.config.servers {
             let link = ServerLink {
                 name: server.name.clone(),
@@ -102,12 +112,9 @@ impl ControlSide {
             };
             tokio::spawn(link.run());
         }
-        let listeners =
-            (tokio::net::UnixListener::from_std(self.control), tokio::net::TcpListener::from_std(self.admin));
-        let (Ok(control), Ok(admin)) = listeners else {
-            tracing::error!("the control sockets cannot be used");
-            return;
-        };
+        let sockets = |error| Error::os(Origin::Director, "cannot use the control sockets", error);
+        let control = tokio::net::UnixListener::from_std(self.control).map_err(sockets)?;
+        let admin = tokio::net::TcpListener::from_std(self.admin).map_err(sockets)?;
         let (config, handle, metrics) = (self.config, self.handle, self.metrics);
         let stewards = Control {
             config: Arc::clone(&config),
@@ -118,13 +125,10 @@ impl ControlSide {
         tokio::spawn(Arc::new(stewards).listen(control, stop.clone()));
         tokio::spawn(Arc::new(Admin { config, handle, metrics }).listen(admin, stop.clone()));
         driver.run(stop).await;
+        Ok(())
     }
 }
 
 fn runtime(builder: &mut Builder) -> Result<Runtime> {
     builder.build().map_err(|error| Error::os(Origin::Director, "cannot start the runtime", error))
-}
-
-fn clone<T>(cloned: std::io::Result<T>) -> Result<T> {
-    cloned.map_err(|error| Error::os(Origin::Director, "cannot duplicate a socket", error))
 }

@@ -209,11 +209,11 @@ impl Driver {
                     self.servers.remove(&link);
                 }
             }
-            Effect::AwaitIdle { incarnation } => {
+            Effect::AwaitIdle { incarnation, hold } => {
                 let (routes, handle) = (Arc::clone(&self.routes), self.handle.clone());
                 tokio::spawn(async move {
                     routes.idle(incarnation).await;
-                    handle.tell(Event::Idle { incarnation }).await;
+                    handle.tell(Event::Idle { incarnation, hold }).await;
                 });
             }
             Effect::Answer { ticket, outcome } => {

@@ -141,7 +141,7 @@ fn snapshot(status: &Status) -> Registry {
         count(&mut status.servers.iter().map(|server| &*server.state)),
     );
     gauge("selvage_dead", "Ended incarnations that are not settled", status.dead.len() as i64);
-    let unsettled: u64 = status.dead.iter().map(|dead| dead.unsettled).sum();
+    let unsettled = status.dead.iter().fold(0, |sum: u64, dead| sum.saturating_add(dead.unsettled));
     gauge("selvage_unsettled", "Copies of sessions of ended incarnations to be adopted", clamp(unsettled));
 
     let protection = Family::<ByCopies, Gauge>::default();

@@ -16,6 +16,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// What a running director holds. Dropping it removes the socket and frees the lock.
 #[derive(Debug)]
 pub struct Place {
+    socket: PathBuf,
+    /// Held for its lock.
+    _lock: File,
+}
+
+/// What a director begins with.
+#[derive(Debug)]
+pub struct Start {
     /// Where stewards connect.
     pub control: UnixListener,
     /// Where browsers connect.
@@ -26,9 +34,6 @@ pub struct Place {
     pub drained: Vec<String>,
     /// The least term of this director.
     pub term_min: u32,
-    socket: PathBuf,
-    /// Held for its lock.
-    _lock: File,
 }
 
 impl Place {
@@ -36,7 +41,7 @@ impl Place {
     ///
     /// # Errors
     /// `Conflict` if another director or another program has it; `Os` if the host refuses.
-    pub fn take(config: &Config) -> Result<Self> {
+    pub fn take(config: &Config) -> Result<(Self, Start)> {
         make_run_dir(&config.cluster.run_dir)?;
         let lock = lock(&config.cluster.run_dir.join("director.lock"))?;
         for node in &config.nodes {
@@ -49,7 +54,7 @@ impl Place {
         let term_min = next_term(&config.cluster.run_dir.join("director.term"))?;
         let drained = std::fs::read_to_string(drained_path(config)).unwrap_or_default();
         let drained = drained.lines().map(str::to_owned).collect();
-        Ok(Self { control, browsers, admin, drained, term_min, socket, _lock: lock })
+        Ok((Self { socket, _lock: lock }, Start { control, browsers, admin, drained, term_min }))
     }
 }
 

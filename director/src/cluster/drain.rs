@@ -14,6 +14,8 @@ use selvage_fabric::ident::Incarnation;
 #[derive(Debug)]
 pub(super) struct Drain {
     stage: Stage,
+    /// Names the hold of its requests.
+    hold: u64,
     /// When the stage is given up.
     deadline: Moment,
     /// Heartbeats of the node up to which its numbers are from before the drain.
@@ -61,6 +63,7 @@ impl Cluster {
             return;
         }
         life.drain = Some(Drain {
+            hold: 0,
             stage: Stage::Protecting,
             deadline,
             beats_before: life.beats,
@@ -101,19 +104,25 @@ impl Cluster {
             return;
         }
         drain.stage = Stage::Emptying;
+        self.hold_last += 1;
+        let hold = self.hold_last;
+        drain.hold = hold;
         // Held requests wait no longer than `hold`; sealing and adoption need their part of it.
         drain.deadline = now + half_hold;
         self.held_changed = true;
         out.push(self.publish());
         self.held_changed = false;
         let Some(life) = self.nodes.get(name).and_then(|node| node.life.as_ref()) else { return };
-        out.push(Effect::AwaitIdle { incarnation: life.incarnation });
+        out.push(Effect::AwaitIdle { incarnation: life.incarnation, hold });
     }
 
-    pub(super) fn node_idle(&mut self, incarnation: Incarnation, out: &mut Vec<Effect>) {
+    pub(super) fn node_idle(&mut self, incarnation: Incarnation, hold: u64, out: &mut Vec<Effect>) {
         let lives = self.nodes.values_mut().filter_map(|node| node.life.as_mut());
         let Some(life) = lives.into_iter().find(|life| life.incarnation == incarnation) else { return };
         let Some(drain) = life.drain.as_mut().filter(|drain| drain.stage == Stage::Emptying) else { return };
+        if drain.hold != hold {
+            return;
+        }
         drain.stage = Stage::Preparing;
         if let Some(link) = life.link {
             out.push(Effect::ToNode { link, message: FromDirector::PrepareDrain });

@@ -177,6 +177,8 @@ pub enum Event {
     Idle {
         /// The node's life.
         incarnation: Incarnation,
+        /// The hold that this answers.
+        hold: u64,
     },
 }
 
@@ -221,6 +223,8 @@ pub enum Effect {
     AwaitIdle {
         /// The node's life.
         incarnation: Incarnation,
+        /// Comes back with the event: an answer to an earlier hold says nothing about this one.
+        hold: u64,
     },
     /// Answer a drain request.
     Answer {
@@ -254,6 +258,8 @@ pub struct Cluster {
     epoch: Epoch,
     /// Counts the node incarnations of this director's life.
     counter: u32,
+    /// Counts the holds of drains.
+    hold_last: u64,
     nodes: BTreeMap<String, Node>,
     servers: BTreeMap<String, Server>,
     dead: Vec<Dead>,
@@ -286,6 +292,7 @@ impl Cluster {
             phase: Phase::Recovering { until },
             epoch: Epoch::default(),
             counter: 0,
+            hold_last: 0,
             nodes,
             servers,
             dead: Vec::new(),
@@ -319,7 +326,7 @@ impl Cluster {
             Event::ServerClosed { link } => self.server_closed(link),
             Event::Drain { name, ticket } => self.drain(&name, ticket, now, &mut out),
             Event::Undrain { name } => self.undrain(&name, &mut out),
-            Event::Idle { incarnation } => self.node_idle(incarnation, &mut out),
+            Event::Idle { incarnation, hold } => self.node_idle(incarnation, hold, &mut out),
         }
         self.advance(now, &mut out);
         out

@@ -112,9 +112,9 @@ impl Cluster {
                 None => "down",
             };
             let beat = life.map(|life| life.beat.clone()).unwrap_or_default();
-            protection.none += beat.safe[0];
-            protection.one += beat.safe[1];
-            protection.two += beat.safe[2];
+            protection.none = protection.none.saturating_add(beat.safe[0]);
+            protection.one = protection.one.saturating_add(beat.safe[1]);
+            protection.two = protection.two.saturating_add(beat.safe[2]);
             NodeStatus {
                 name: name.clone(),
                 tag: life.map(|life| life.incarnation.tag()).unwrap_or_default(),
@@ -149,7 +149,7 @@ impl Cluster {
                 incarnation: server.up.map_or(0, |up| up.0),
                 state: if server.up.is_some() { "up" } else { "down" }.to_owned(),
                 epoch: report.epoch,
-                sessions: report.leases.iter().map(|lease| lease.sessions).sum(),
+                sessions: total(report.leases.iter().map(|lease| lease.sessions)),
                 bytes: report.bytes,
                 pid: report.pid,
                 counters: report.counters.into_iter().collect(),
@@ -167,12 +167,16 @@ impl Cluster {
                 tag: dead.incarnation.tag(),
                 incarnation: dead.incarnation.0,
                 sealed: dead.sealed,
-                unsettled: leases
-                    .filter(|lease| lease.incarnation == dead.incarnation)
-                    .map(|lease| lease.unsettled)
-                    .sum(),
+                unsettled: total(
+                    leases.filter(|lease| lease.incarnation == dead.incarnation).map(|lease| lease.unsettled),
+                ),
             }
         });
         dead.collect()
     }
+}
+
+/// A sum of what others report, so it may be anything.
+fn total(values: impl Iterator<Item = u64>) -> u64 {
+    values.fold(0, u64::saturating_add)
 }

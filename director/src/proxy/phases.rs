@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// The proxy's settings and shared state.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Proxy {
     routes: Arc<Routes>,
     metrics: Arc<Metrics>,
     under_way: AtomicUsize,
+    /// Requests that wait for a node wait no longer than this.
+    stop: CancellationToken,
 }
 
 /// A request's place among those under way.
@@ -79,7 +82,12 @@ struct Way {
 
 impl Proxy {
     /// From the configuration.
-    pub fn new(config: &Config, routes: Arc<Routes>, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        config: &Config,
+        routes: Arc<Routes>,
+        metrics: Arc<Metrics>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             cookie_name: config.session.cookie_name.clone(),
             keys: config.cluster.cookie_keys.clone(),
@@ -89,6 +97,7 @@ impl Proxy {
             routes,
             metrics,
             under_way: AtomicUsize::new(0),
+            stop,
         })
     }
 
@@ -191,7 +200,7 @@ impl Proxy {
             if way.directed.is_some_and(|directed| table.upstream(directed).is_none()) {
                 way.directed = None;
             }
-            way.wait(pause, why).await?;
+            way.wait(pause, why, &self.stop).await?;
         }
     }
 
@@ -279,15 +288,22 @@ struct Held {
 
 impl Way {
     /// Waits for another table, at most `pause` if given, never past the deadline.
-    async fn wait(&mut self, pause: Option<Duration>, why: &'static str) -> Result<(), Failure> {
+    async fn wait(
+        &mut self,
+        pause: Option<Duration>,
+        why: &'static str,
+        stop: &CancellationToken,
+    ) -> Result<(), Failure> {
         let now = Instant::now();
         if now >= self.deadline {
             return Err(Failure::Unrouted(why));
         }
         let until = pause.map_or(self.deadline, |pause| self.deadline.min(now + pause));
-        // The next table, or the time: both are looked at by the caller.
-        let _ = tokio::time::timeout_at(until, self.watch.changed()).await;
-        Ok(())
+        tokio::select! {
+            () = stop.cancelled() => Err(Failure::Unrouted("the director stops")),
+            // The next table, or the time: the caller looks at both.
+            _ = tokio::time::timeout_at(until, self.watch.changed()) => Ok(()),
+        }
     }
 }
 

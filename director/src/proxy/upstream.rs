@@ -67,7 +67,8 @@ impl Upstream {
 
     /// Sessions and requests under way: what counts for new sessions.
     pub fn load(&self) -> u64 {
-        self.sessions.load(Ordering::Relaxed) + self.in_flight.load(Ordering::Relaxed) as u64
+        let in_flight = self.in_flight.load(Ordering::Relaxed) as u64;
+        self.sessions.load(Ordering::Relaxed).saturating_add(in_flight)
     }
 
     /// Cuts every connection, for ever.

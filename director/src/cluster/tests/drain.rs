@@ -19,8 +19,8 @@ fn prepared(world: &mut World, name: &str) -> (Ticket, Incarnation, Link) {
     let ticket = ask(world, name, 1);
     world.advance(100);
     let life = world.node(name).unwrap();
-    assert_eq!(world.awaited, [life]);
-    world.step(Event::Idle { incarnation: life });
+    assert_eq!(world.awaited, [(life, 1)]);
+    world.step(Event::Idle { incarnation: life, hold: 1 });
     let link = world.beating[name].0;
     assert!(world.to_nodes.contains(&(link, FromDirector::PrepareDrain)));
     (ticket, life, link)
@@ -38,10 +38,10 @@ fn a_drain_holds_hands_over_and_keeps_out() {
     assert!(world.held().is_empty(), "an unprotected session: its requests are still served");
     world.beating.get_mut("n1").unwrap().1.safe = [0, 1, 0];
     world.advance(50);
-    assert_eq!((world.held(), &world.awaited), (vec![life], &vec![life]));
+    assert_eq!((world.held(), &world.awaited), (vec![life], &vec![(life, 1)]));
     let link = world.beating["n1"].0;
     assert!(!world.to_nodes.contains(&(link, FromDirector::PrepareDrain)), "requests are under way");
-    world.step(Event::Idle { incarnation: life });
+    world.step(Event::Idle { incarnation: life, hold: 1 });
     assert!(world.to_nodes.contains(&(link, FromDirector::PrepareDrain)));
     world.step(Event::NodeMessage { link, message: ToDirector::Drained });
     assert_eq!(world.told(link), Some(&FromDirector::Over { drained: true }));
@@ -158,4 +158,21 @@ fn adoption_that_takes_long_is_said_so() {
     assert!(!world.outcomes.contains_key(&ticket));
     world.advance(1_500);
     assert_eq!(world.outcomes[&ticket], DrainOutcome::Adopting);
+}
+
+#[test]
+fn an_answer_to_an_earlier_hold_says_nothing() {
+    let mut world = World::up(&["n1", "n2"], &["s1"]);
+    let life = world.node("n1").unwrap();
+    ask(&mut world, "n1", 1);
+    world.advance(100);
+    world.step(Event::Undrain { name: "n1".into() });
+    ask(&mut world, "n1", 2);
+    world.advance(100);
+    assert_eq!(world.awaited, [(life, 1), (life, 2)]);
+    world.step(Event::Idle { incarnation: life, hold: 1 });
+    let link = world.beating["n1"].0;
+    assert!(!world.to_nodes.contains(&(link, FromDirector::PrepareDrain)));
+    world.step(Event::Idle { incarnation: life, hold: 2 });
+    assert!(world.to_nodes.contains(&(link, FromDirector::PrepareDrain)));
 }

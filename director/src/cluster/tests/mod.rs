@@ -35,7 +35,7 @@ pub(super) struct World {
     pub(super) published: Vec<(Arc<View>, Vec<Incarnation>)>,
     pub(super) to_nodes: Vec<(Link, FromDirector)>,
     pub(super) to_servers: Vec<(Link, ToServer)>,
-    pub(super) awaited: Vec<Incarnation>,
+    pub(super) awaited: Vec<(Incarnation, u64)>,
     pub(super) outcomes: HashMap<Ticket, DrainOutcome>,
     /// What is kept for the next director.
     pub(super) drained: Vec<String>,
@@ -122,7 +122,7 @@ impl World {
                 Effect::Publish { view, held } => self.published.push((view, held)),
                 Effect::ToNode { link, message } => self.to_nodes.push((link, message)),
                 Effect::ToServer { link, message } => self.to_servers.push((link, message)),
-                Effect::AwaitIdle { incarnation } => self.awaited.push(incarnation),
+                Effect::AwaitIdle { incarnation, hold } => self.awaited.push((incarnation, hold)),
                 Effect::Answer { ticket, outcome } => {
                     assert!(self.outcomes.insert(ticket, outcome).is_none(), "answered twice");
                 }

@@ -167,10 +167,10 @@ impl Bench {
         );
         let config = Config::parse(Path::new("t.toml"), &config).unwrap();
         let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::default()));
-        let proxy = Proxy::new(&config, Arc::clone(&routes), Arc::clone(&metrics));
+        let stop = CancellationToken::new();
+        let proxy = Proxy::new(&config, Arc::clone(&routes), Arc::clone(&metrics), stop.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
         tokio::spawn(listen(proxy, listener, 1000, stop.clone()));
         let client = Client::builder(TokioExecutor::new()).build_http();
         Self { config, routes, metrics, address, client, stop }
