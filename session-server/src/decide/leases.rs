@@ -46,6 +46,9 @@ pub(super) struct Waiter {
 impl Server {
     /// Whether the asker lives in the view: the first check of everything that a node asks.
     pub(super) fn check_lives(&self, asker: &Asker) -> Result<(), Refusal> {
+        if asker.incarnation == Incarnation::NONE {
+            return Err(Refusal::Denied("a node without an incarnation may not ask this".into()));
+        }
         let Some(view) = &self.view else { return Err(not_yet("this server has no view yet")) };
         match view.node(asker.incarnation) {
             Some(node) if node.name == asker.name => {}

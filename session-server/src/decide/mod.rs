@@ -236,8 +236,9 @@ pub struct Server {
     counters: BTreeMap<&'static str, u64>,
 }
 
-/// How often expired sealed sessions are looked for, ms.
-const SWEEP_EVERY_MS: u64 = 1000;
+/// How often expired sealed sessions are looked for, ms. Nobody waits for it: adopters see the expiry of what
+/// they list.
+const SWEEP_EVERY_MS: u64 = 5000;
 
 /// Counters that exist from the start, so that metrics show them at zero.
 const COUNTERS: [&str; 18] = [

@@ -60,7 +60,7 @@ fn a_user_that_is_not_the_nodes_is_refused() {
     let refused = refusal_of(&socket, node_role("n4")).expect("n4 is another user's");
     assert!(refused.contains("n4") && refused.contains("uids"), "{refused}");
     assert!(refusal_of(&socket, node_role("n5")).is_some(), "no such node");
-    assert_eq!(host.director().counter("peers_bad"), 2);
+    host.director().await_counter("peers_bad", 2);
 }
 
 /// Run by `another_user_is_refused` as that user.
@@ -160,11 +160,7 @@ fn hostile_bytes_cut_their_sender_off_and_nobody_else() {
     assert!(peer.stream.recv::<FromServer>(WAIT).is_err());
     bad += 1;
 
-    let started = Instant::now();
-    while director.counter("peers_bad") != bad {
-        assert!(started.elapsed() < WAIT, "{} of {bad} bad peers", director.counter("peers_bad"));
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    director.await_counter("peers_bad", bad);
     let archive = archive(id(1), version(1), b"alive");
     let outcome = push(&link, 0, &cell(id(1), version(1), 1, 0, archive.len()), Some(&archive));
     assert_eq!(outcome, selvage_fabric::transport::Outcome::Acked);
@@ -186,12 +182,7 @@ fn a_slow_hello_is_cut_off() {
     assert_eq!(slow.read(&mut byte).unwrap_or(0), 0);
     let took = started.elapsed();
     assert!(took >= HELLO_WAIT - Duration::from_millis(50) && took < HELLO_WAIT + WAIT, "{took:?}");
-    let mut director = host.director();
-    let waited = Instant::now();
-    while director.counter("peers_bad") < 2 {
-        assert!(waited.elapsed() < WAIT);
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    host.director().await_counter("peers_bad", 2);
 }
 
 #[test]

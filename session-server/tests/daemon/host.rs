@@ -197,6 +197,15 @@ impl Peer {
         report.counters.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("no {name}")).1
     }
 
+    /// Waits until a counter has come to a value: the thread of a peer that is cut off counts after it has answered.
+    pub fn await_counter(&mut self, name: &str, value: u64) {
+        let started = Instant::now();
+        while self.counter(name) != value {
+            assert!(started.elapsed() < WAIT, "{name} is {}, not {value}", self.counter(name));
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// The node's lease, mapped.
     pub fn lease(&mut self, node: u64) -> ShmLink {
         let (answer, fd) = self.ask_with_fd(&ToServer::Lease);

@@ -222,8 +222,8 @@ fn a_server_that_a_view_drops_begins_anew() {
     node.lease(1);
 }
 
-/// Index of a whole lease. Counted in processor time, which a busy machine stretches less than the clock's. An optimised
-/// build needs some 150 ms for a million slots, of which half are page faults of the index.
+/// Index of a whole lease. Counted in processor time, which a busy machine stretches less than the clock's.
+/// An optimised build needs some 150 ms for a million slots, of which half are page faults of the index.
 #[test]
 fn a_full_lease_is_sealed_and_indexed_in_time() {
     let (slots, bound) = if cfg!(debug_assertions) {
@@ -231,14 +231,14 @@ fn a_full_lease_is_sealed_and_indexed_in_time() {
     } else {
         (1_000_000, Duration::from_millis(600))
     };
-    let host = Host::new(&format!("sessions_max = {slots}\nlease_bytes = 4194304\n"));
+    let host = Host::new(&format!("sessions_max = {slots}\nlease_bytes = {}\n", slots * 256 + (4 << 20)));
     let daemon = host.start("s1");
     let mut director = host.director();
     let server = director.server;
     director.set_view(view(1, server, &[1], &[]));
     let link = host.node(1).lease(1);
     for slot in 0..slots {
-        let cell = cell(id(slot.into()), version(1), 1, 0, 256);
+        let cell = cell(id(slot.into()), version(1), 1, slot, 256);
         assert_eq!(push(&link, slot, &cell, None), Outcome::Acked);
     }
     let (before, started) = (daemon.cpu(), Instant::now());

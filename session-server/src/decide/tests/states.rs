@@ -17,7 +17,9 @@ fn leases_are_granted_to_lives_of_the_view_only() {
     // Another node's name with this life is an imposter.
     let imposter = world.open(Role::Node { name: "n9".into(), incarnation: A }, 3);
     assert!(matches!(world.ask(imposter, ToServer::Lease), Some(FromServer::Refused(Refusal::Denied(_)))));
-    // A node without a life, or with one that the view does not know yet, waits.
+    // A node without a life must get one first; one whose life the view does not know yet waits.
+    let unborn = world.open(Role::Node { name: "n1".into(), incarnation: Incarnation::NONE }, 4);
+    assert!(matches!(world.ask(unborn, ToServer::Lease), Some(FromServer::Refused(Refusal::Denied(_)))));
     assert!(matches!(world.ask_node(B, ToServer::Lease), FromServer::Refused(Refusal::NotYet(_))));
     world.set_view(&[B], &[(A, false)]);
     assert_eq!(world.ask(stranger, ToServer::Lease), Some(FromServer::Refused(Refusal::Over)));
