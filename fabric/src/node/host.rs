@@ -254,7 +254,10 @@ impl Host {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(server = server.name, %error, "the link cannot be opened yet");
-                    self.replace_link(server.incarnation, LinkState::Failed);
+                    // A server that has not heard of this incarnation will in a moment: who needs the link waits for it.
+                    if error.kind != ErrorKind::NotYet {
+                        self.replace_link(server.incarnation, LinkState::Failed);
+                    }
                 }
             }
         }

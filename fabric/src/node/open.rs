@@ -71,7 +71,7 @@ pub(super) fn begin(host: &Arc<Host>, cookie: &Cookie, mode: OpenMode, may_block
     host.check()?;
     if mode == OpenMode::ReadOnly
         && let Some(pin) = host.cache.open_read(&cookie.id)?
-        && let Some(session) = read_only(host, cookie, pin)?
+        && let Some(session) = read_only(host, cookie, pin, false)?
     {
         return Ok(Step::Found(Found::Session(session)));
     }
@@ -128,7 +128,7 @@ pub(super) fn granted(
     if mode == OpenMode::ReadOnly {
         drop(hold);
         let Some(pin) = host.cache.open_read(&cookie.id)? else { return Ok(None) };
-        return Ok(read_only(host, cookie, pin)?.map(Found::Session));
+        return Ok(read_only(host, cookie, pin, true)?.map(Found::Session));
     }
     let mut facts = facts_of(&host.plan(), &info);
     touch(host, &mut hold, &mut facts)?;
@@ -194,7 +194,9 @@ pub(super) fn create(host: &Arc<Host>, owner: Option<&str>) -> Result<OpenSessio
     Ok(session)
 }
 
-fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin) -> Result<Option<OpenSession>> {
+/// `None`: the session has to be opened by its lock first, because its time is over or, unless `had_lock`, because it is just
+/// being adopted and its copies are not made yet.
+fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin, had_lock: bool) -> Result<Option<OpenSession>> {
     let now_ms = host.clock.unix_ms();
     if pin.expiry_ms() <= now_ms {
         // Only the holder of the lock may end it.
@@ -204,6 +206,9 @@ fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin) -> Result<Option<OpenS
         touch_if_free(host, &cookie.id)?;
     }
     let Some(info) = host.cache.find(&cookie.id)? else { return Ok(None) };
+    if !had_lock && info.adopted && info.locked && info.places.is_empty() {
+        return Ok(None);
+    }
     let mut facts = facts_of(&host.plan(), &info);
     if facts.version != pin.version() {
         facts.copies = 0;
