@@ -116,6 +116,10 @@ impl OpenSession {
             absolute_ms: base.map_or(absolute_ms, |archive| archive.absolute_ms()),
             owner: self.owner(),
         };
-        builder.build(&head, self.changes.over(base), &self.host.archive_limits())
+        let limits = self.host.archive_limits();
+        match base {
+            Some(base) => builder.build_over(&head, self.archive_bytes(), base, &self.changes, &limits),
+            None => builder.build(&head, self.changes.over(None), &limits),
+        }
     }
 }

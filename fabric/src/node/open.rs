@@ -317,12 +317,17 @@ impl OpenSession {
         }
     }
 
-    /// The archive as it was committed last; `None` before the first commit.
-    pub fn archive(&self) -> Option<&ArchivedSession> {
-        let bytes = match &self.access {
+    /// The bytes of the archive as it was committed last; empty before the first commit.
+    pub fn archive_bytes(&self) -> &[u8] {
+        match &self.access {
             Access::Exclusive(hold) => hold.bytes(),
             Access::ReadOnly(pin) => pin.bytes(),
-        };
+        }
+    }
+
+    /// The archive as it was committed last; `None` before the first commit.
+    pub fn archive(&self) -> Option<&ArchivedSession> {
+        let bytes = self.archive_bytes();
         if bytes.is_empty() {
             return None;
         }
