@@ -197,7 +197,7 @@ impl Peer {
         report.counters.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("no {name}")).1
     }
 
-    /// Waits until a counter has come to a value: the thread of a peer that is cut off counts after it has answered.
+    /// Waits until a counter has come to a value: a peer that is cut off is counted after it was answered.
     pub fn await_counter(&mut self, name: &str, value: u64) {
         let started = Instant::now();
         while self.counter(name) != value {
