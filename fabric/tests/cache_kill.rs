@@ -98,21 +98,21 @@ impl Random {
     }
 }
 
-/// The archive of a session at a version: both, then bytes that follow from them, in a length that follows, too.
+/// Fills the archive of a session at a version: all its words say both. Cheap, so that most of a worker's time is spent in
+/// the cache and most kills hit it there.
 fn fill(bytes: &mut [u8], number: u64, counter: u64) {
-    let seed = number.wrapping_mul(31).wrapping_add(counter) as u8;
-    bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = seed.wrapping_add(at as u8));
-    bytes[..8].copy_from_slice(&number.to_le_bytes());
-    bytes[8..16].copy_from_slice(&counter.to_le_bytes());
+    let word = (number << 48 | counter).to_le_bytes();
+    bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&word[..chunk.len()]));
 }
 
 fn length(number: u64, counter: u64) -> usize {
-    16 + (number * 7919 + counter * 977) as usize % 6000
+    8 + (number * 7919 + counter * 977) as usize % 500
 }
 
 fn check_archive(bytes: &[u8], number: u64, counter: u64) {
-    let mut expected = vec![0; length(number, counter)];
-    fill(&mut expected, number, counter);
+    let mut expected = [0; 508];
+    let expected = &mut expected[..length(number, counter)];
+    fill(expected, number, counter);
     assert!(bytes == expected, "session {number} at version {counter} is mixed or torn");
 }
 
@@ -190,7 +190,7 @@ fn hammer(cache: &Cache, seed: u64) {
         } else if let Some(mut hold) = open(cache, number) {
             match hold.info().unwrap().state {
                 EntryState::Gone => destroy(&mut hold),
-                EntryState::Live if random.below(10) == 0 => destroy(&mut hold),
+                EntryState::Live if random.below(2) == 0 => destroy(&mut hold),
                 _ => commit(cache, &mut hold, number, &mut random),
             }
         }
