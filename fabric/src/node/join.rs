@@ -34,7 +34,7 @@ pub(super) fn join(attachment: &Attachment) -> Result<Joined> {
         return Ok(Joined { host: Arc::new(host_of(attachment, cache)), director: None });
     }
     let config = &attachment.config;
-    let segments = format!("{}{}-", config.segment_prefix(), attachment.name);
+    let segments = format!("{}{}", config.segment_prefix(), attachment.name);
     // No process of an older life is left, or its cache is poisoned by this: only then the director may be asked (R3).
     Cache::remove_stale(&segments, None)?;
     let (director, incarnation, view) = register(attachment)?;
