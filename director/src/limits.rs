@@ -61,6 +61,8 @@ pub const BODY_WAIT: Duration = Duration::from_secs(30);
 pub const POOL_IDLE: Duration = Duration::from_secs(20);
 /// Pause before a node that refused a connection is tried again in an unchanged view.
 pub const REFUSED_PAUSE: Duration = Duration::from_millis(25);
+/// Pause before a node that answered by an older view than the director's is asked again.
+pub const BEHIND_PAUSE: Duration = Duration::from_millis(5);
 /// Times that a request that may be repeated is sent in all.
 pub const SENDS_MAX: u32 = 8;
 /// Requests under way get this long to end after SIGTERM.

@@ -252,6 +252,11 @@ impl Proxy {
                 let Some(host) = elsewhere else { return Ok(Some((response, place))) };
                 // "Elsewhere" says that the node has done nothing, so any method may be sent on.
                 self.metrics.elsewhere.inc();
+                if self.routes.now().upstream(host).is_none() {
+                    // The node goes by an older view, in which that host still lives: it will have the newer one soon.
+                    way.wait(Some(limits::BEHIND_PAUSE), "the web node's view is behind").await?;
+                    return Ok(None);
+                }
                 way.elsewhere += 1;
                 if way.elsewhere > ELSEWHERE_MAX {
                     return Err(Failure::TooManyElsewhere);

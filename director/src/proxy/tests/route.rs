@@ -1,6 +1,7 @@
 //! Which node a request goes to.
 
 use super::*;
+use selvage_fabric::limits::ELSEWHERE_MAX;
 use selvage_fabric::placement;
 use selvage_fabric::rules::{Rule, assert_teeth};
 
@@ -120,19 +121,21 @@ fn elsewhere_in_a_circle_ends() {
         let answer = bench.post(&bench.cookie(1, 1), "x").await;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(!answer.headers.contains_key("selvage-elsewhere"));
-        assert_eq!(one.got().len() + two.got().len(), 1 + selvage_fabric::limits::ELSEWHERE_MAX as usize);
+        assert_eq!(one.got().len() + two.got().len(), 1 + ELSEWHERE_MAX as usize);
     });
 }
 
 #[test]
-fn elsewhere_to_one_that_is_gone_goes_by_the_cookie() {
+fn elsewhere_to_one_that_is_gone_is_asked_again_until_the_node_has_the_view() {
     run(async {
-        let bench = Bench::start(500, "").await;
+        let bench = Bench::start(2000, "").await;
+        // More often than a circle is followed: the node learns of the view when it learns of it.
+        let behind = ELSEWHERE_MAX + 3;
         let one = FakeNode::start(1, {
-            let first = std::sync::atomic::AtomicBool::new(true);
+            let asked = std::sync::atomic::AtomicU32::new(0);
             move |_| {
                 let mut answer = text("served");
-                if first.swap(false, std::sync::atomic::Ordering::Relaxed) {
+                if asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < behind {
                     *answer.status_mut() = StatusCode::MISDIRECTED_REQUEST;
                     answer.headers_mut().insert("selvage-elsewhere", Incarnation(7).tag().parse().unwrap());
                 }
@@ -142,6 +145,19 @@ fn elsewhere_to_one_that_is_gone_goes_by_the_cookie() {
         .await;
         bench.publish(view(1, &[&one]));
         assert_eq!(bench.post(&bench.cookie(1, 5), "x").await.body, "served");
+        assert_eq!(one.got().len(), behind as usize + 1);
+    });
+}
+
+#[test]
+fn elsewhere_to_one_that_is_gone_does_not_go_on_for_ever() {
+    run(async {
+        let bench = Bench::start(200, "").await;
+        let one = FakeNode::elsewhere(1, 7).await;
+        bench.publish(view(1, &[&one]));
+        let answer = bench.post(&bench.cookie(1, 5), "x").await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.body.contains("behind"), "{}", answer.body);
     });
 }
 
