@@ -301,6 +301,13 @@ impl Cache {
         self.inner.book(book).info()
     }
 
+    /// Sessions that have a place in the lease of this book. Looks at every slot.
+    pub fn places_at(&self, book: BookIndex) -> u64 {
+        let book = self.inner.book(book);
+        book.slots.iter(book.slot_count(), |owner| owner != 0 && owner & book::QUARANTINED == 0).count()
+            as u64
+    }
+
     /// The active or retiring book of a server's life.
     pub fn book_of(&self, server: Incarnation) -> Option<BookInfo> {
         self.books().into_iter().find(|book| book.incarnation == server)

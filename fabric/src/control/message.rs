@@ -260,7 +260,7 @@ pub struct LeaseReport {
     pub incarnation: Incarnation,
     /// Sealed and indexed.
     pub sealed: bool,
-    /// Sessions: live cells if sealed, the node's own count otherwise.
+    /// Sessions with a copy here: live cells if sealed, the node's own count otherwise.
     pub sessions: u64,
     /// Sealed sessions that no one has settled, destroyed or outlived (R10).
     pub unsettled: u64,

@@ -10,16 +10,21 @@ use super::host::{Counter, Host};
 use super::join::{Joined, connect_director, join, leave};
 use super::steward::{Effect, Event, Steward, StewardTiming};
 use super::sweep::{Pace, claimed_ids, sweep};
+use crate::cache::BookIndex;
 use crate::control::message::{FromDirector, NodeBeat, ToDirector, ToServer};
 use crate::control::stream::{Sender as ControlSender, Stream};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Epoch, Incarnation};
 use crate::limits::{BATCH_SESSIONS_MAX, STEWARD_POLL};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// Slots of one lease that are counted per heartbeat, on average.
+const SLOTS_PER_COUNT: u64 = 65_536;
 
 /// Body of the agent thread: one incarnation after another until the process leaves.
 pub(super) fn run(attachment: &Arc<Attachment>) {
@@ -91,6 +96,8 @@ struct Agent<'a> {
     links_running: bool,
     unprotected_seen: u64,
     beats: u64,
+    /// Copies in each server's lease at the last count.
+    copies: HashMap<Incarnation, u64>,
 }
 
 impl<'a> Agent<'a> {
@@ -118,6 +125,7 @@ impl<'a> Agent<'a> {
             links_running: false,
             unprotected_seen: 0,
             beats: 0,
+            copies: HashMap::new(),
         };
         if let Some(stream) = director {
             agent.take_connection(stream);
@@ -319,12 +327,25 @@ impl<'a> Agent<'a> {
         let plan = self.host.plan().clone();
         for server in &plan.view.servers {
             if let Some(lane) = plan.lane(server.incarnation) {
-                lane.link.beat(self.beats, stats.sessions);
+                let copies = self.copies_at(lane.server, lane.book);
+                lane.link.beat(self.beats, copies);
             }
         }
         // The mandate counts from here (R8): nothing that takes time comes after this.
         beat.sent_ns = self.clock.monotonic_ns();
         self.send(&ToDirector::Beat(beat));
+    }
+
+    /// Copies in a lease, for people to see. Counting looks at every slot, so large leases are counted less often.
+    fn copies_at(&mut self, server: Incarnation, book: BookIndex) -> u64 {
+        let slots = u64::from(self.host.cache.book(book).geometry.slot_count);
+        let is_due = self.beats.is_multiple_of(1 + slots / SLOTS_PER_COUNT);
+        if let (Some(copies), false) = (self.copies.get(&server), is_due) {
+            return *copies;
+        }
+        let copies = self.host.cache.places_at(book);
+        self.copies.insert(server, copies);
+        copies
     }
 
     fn open_links(&mut self) {

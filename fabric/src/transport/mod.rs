@@ -101,7 +101,7 @@ pub trait Link: Send + Sync {
     fn post(&self, push: &Push<'_>) -> Posted;
     /// Appends the pushes that have ended since the last call. Each is told once, to whichever thread asks.
     fn poll(&self, completions: &mut Vec<Completion>);
-    /// Writes the node's heartbeat and its number of sessions for the server to see.
+    /// Writes the node's heartbeat and its number of sessions in this lease for the server to see.
     fn beat(&self, beat: u64, sessions: u64);
     /// The server's heartbeat.
     fn peer_beat(&self) -> u64;
@@ -127,6 +127,6 @@ pub trait ServerEnd: Send + Sync {
     fn beat(&self, beat: u64);
     /// The node's heartbeat.
     fn node_beat(&self) -> u64;
-    /// The node's own count of its sessions.
+    /// The node's own count of its sessions in this lease.
     fn node_sessions(&self) -> u64;
 }
