@@ -4,7 +4,7 @@
 use rustix::process::{Pid, Signal};
 use selvage_fabric::config::Config;
 use selvage_tests::client::Browser;
-use selvage_tests::cluster::{Port, pids_working_in, segments};
+use selvage_tests::cluster::{Port, pids_of_group, pids_working_in, segments};
 use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product};
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -161,6 +161,12 @@ fn run_says_when_a_process_dies_and_goes_on() {
     let line = run.said.lines().find(|line| line.starts_with("n1")).unwrap();
     let pid: i32 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     rustix::process::kill_process_group(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+    // A request that is under way at the kill may fail; the next one does not.
+    let deadline = Instant::now() + WAIT;
+    while !pids_of_group(pid.cast_unsigned()).is_empty() {
+        assert!(Instant::now() < deadline, "n1 is not gone");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     run.use_it();
     run.stop(Signal::TERM);
 }

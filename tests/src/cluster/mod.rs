@@ -35,6 +35,8 @@ const UP_WAIT: Duration = Duration::from_secs(20);
 const STOP_WAIT: Duration = Duration::from_secs(8);
 /// Lines of a member's log that are shown when it dies.
 const LOG_TAIL_LINES: usize = 8;
+/// Lines of each log that are shown when a test fails.
+const FAILURE_TAIL_LINES: usize = 60;
 /// The director's name as a member.
 pub const DIRECTOR: &str = "director";
 
@@ -361,7 +363,10 @@ impl Cluster {
             }
             if Instant::now() > deadline {
                 let view = admin.view().await;
-                bail!("the cluster is not up within {UP_WAIT:?}; the view: {view:?}; {}", self.all_tails());
+                bail!(
+                    "the cluster is not up within {UP_WAIT:?}; the view: {view:?}; {}",
+                    self.all_tails(LOG_TAIL_LINES)
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -371,7 +376,9 @@ impl Cluster {
     fn no_deaths(&mut self) -> Result<()> {
         let logs: BTreeMap<_, _> = self.processes.values().map(|p| (p.name.clone(), p.log.clone())).collect();
         match self.deaths().first() {
-            Some((name, status)) => bail!("{name} ended ({status}); {}", tail(name, &logs[name])),
+            Some((name, status)) => {
+                bail!("{name} ended ({status}); {}", tail(name, &logs[name], LOG_TAIL_LINES))
+            }
             None => Ok(()),
         }
     }
@@ -381,14 +388,18 @@ impl Cluster {
         let mut admin = self.admin();
         while admin.view().await.is_err() {
             self.no_deaths()?;
-            ensure!(Instant::now() < deadline, "the director does not answer; {}", self.all_tails());
+            ensure!(
+                Instant::now() < deadline,
+                "the director does not answer; {}",
+                self.all_tails(LOG_TAIL_LINES)
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
     }
 
-    fn all_tails(&self) -> String {
-        self.processes.values().map(|process| tail(&process.name, &process.log)).collect()
+    fn all_tails(&self, lines: usize) -> String {
+        self.processes.values().map(|process| tail(&process.name, &process.log, lines)).collect()
     }
 
     /// Ends all members in the order in which they disturb each other least, bounded, removes everything, and
@@ -495,7 +506,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() && !self.processes.is_empty() {
-            eprintln!("the cluster at the time of the failure: {}", self.all_tails());
+            eprintln!("the cluster at the time of the failure: {}", self.all_tails(FAILURE_TAIL_LINES));
         }
         for (_, process) in std::mem::take(&mut self.processes) {
             let _ = process.kill();
@@ -524,10 +535,10 @@ fn nginx_of(found: &Option<PathBuf>) -> Result<&PathBuf> {
 }
 
 /// The last lines of a log, in one.
-fn tail(name: &str, log: &Path) -> String {
+fn tail(name: &str, log: &Path, count: usize) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(LOG_TAIL_LINES)..];
+    let last = &lines[lines.len().saturating_sub(count)..];
     format!("the log of {name} ends:\n  {}\n", last.join("\n  "))
 }
 

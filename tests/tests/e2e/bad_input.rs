@@ -126,7 +126,7 @@ async fn a_full_cache_says_so() {
         full.text()
     );
     let text = full.text().to_lowercase();
-    assert!(text.contains("full") || text.contains("room"), "says so: {text}");
+    assert!(text.contains("64 sessions") && text.contains("limit"), "says so: {text}");
     all_find_all(&stage, &guests).await;
     // What was given back can be used again.
     for mut browser in more {

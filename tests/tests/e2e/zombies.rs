@@ -25,11 +25,11 @@ async fn a_stopped_node_wakes_up_and_nothing_it_does_counts() {
         tokio::spawn(async move { direct.send(Method::POST, "/session/n/incr", Some(&cookie), "").await });
 
     // Meanwhile the session lives on elsewhere.
+    stage.until_taken_over(zombie, guests.len(), 2).await;
     let mut browser = Browser::with_cookie(stage.address(), guest.cookie.clone());
     let moved = browser.post("/session/n/incr").await.unwrap();
     assert_eq!((number(&moved), moved.copies()), (before + 1, Some(2)));
     assert_ne!(moved.cookie().unwrap().host, zombie);
-    stage.until_taken_over(zombie, guests.len(), 2).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     stage.signal("n1", Signal::CONT).unwrap();
