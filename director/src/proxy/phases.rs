@@ -254,7 +254,7 @@ impl Proxy {
                 self.metrics.elsewhere.inc();
                 if self.routes.now().upstream(host).is_none() {
                     // The node goes by an older view, in which that host still lives: it will have the newer one soon.
-                    way.wait(Some(limits::BEHIND_PAUSE), "the web node's view is behind").await?;
+                    way.wait(Some(limits::BEHIND_PAUSE), "the web node's view is behind", &self.stop).await?;
                     return Ok(None);
                 }
                 way.elsewhere += 1;
