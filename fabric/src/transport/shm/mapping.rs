@@ -61,7 +61,8 @@ impl Mapping {
         // do not overlap: no reference into a lease is ever made (invariant 10), so `data` is other memory. Data race: no
         // thread of this node touches the block meanwhile (caller's contract, invariants 4 and 5); the server, another
         // process, reads it only after it has sealed the lease, by atomic words, and checks what it got (invariant 6).
-        // JUSTIFICATION: relaxed word stores instead of this memcpy cost 2 to 4 times as much for a 1 KiB archive.
+        // JUSTIFICATION: relaxed word stores instead of this memcpy take 3.3 times as long for 1 KiB (40 against 12 ns), 1.8
+        // times for 16 KiB; the copy is the largest part of a push.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
         true
     }
