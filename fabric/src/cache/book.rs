@@ -69,11 +69,8 @@ impl Book {
     /// How much of the heap's tables the lease uses.
     pub fn heap_size(&self) -> HeapSize {
         let record = self.record();
-        let chunk_units = (record.chunk_bytes.read() / BLOCK_UNIT_BYTES as u64).max(1) as u32;
-        let (units, chunks) = self.heap.capacity();
-        let lease_chunks = record.heap_bytes.read() / record.chunk_bytes.read().max(1);
-        let chunks = (lease_chunks as u32).min(units / chunk_units).min(chunks);
-        HeapSize { chunks, chunk_units }
+        // At least one unit, so that nobody divides by zero in a book that is free.
+        HeapSize { chunks: record.chunks.read(), chunk_units: record.chunk_units.read().max(1) }
     }
 
     /// Slots that the lease and the book both have.
@@ -114,6 +111,12 @@ impl Book {
         record.slot_count.write(geometry.slot_count);
         record.heap_bytes.write(geometry.heap_bytes);
         record.chunk_bytes.write(geometry.chunk_bytes);
+        let (units, chunks) = self.heap.capacity();
+        let chunk_units = (geometry.chunk_bytes / BLOCK_UNIT_BYTES as u64) as u32;
+        let lease_chunks = geometry.heap_bytes / geometry.chunk_bytes;
+        let room = chunks.min(units / chunk_units);
+        record.chunks.write(lease_chunks.min(u64::from(room)) as u32);
+        record.chunk_units.write(chunk_units);
         record.incarnation.write(incarnation.0);
         record.state.write(book_state::ACTIVE);
     }

@@ -67,7 +67,7 @@ impl Heap {
             return None;
         }
         let class = class_of(units);
-        let want = Want { size, owner, intent };
+        let want = Want { size, units, owner, intent };
         self.take_of_class(class, &want)
             .or_else(|| self.take_reclaimed(class, &want))
             .or_else(|| self.take_larger(class, &want))
@@ -138,12 +138,11 @@ impl Heap {
         let hint = self.hints[class].load(Ordering::Relaxed);
         let first = hint.checked_sub(1).filter(|first| *first < want.size.chunks).unwrap_or(0);
         let mut unassigned = None;
-        for step in 0..want.size.chunks {
-            let index = (first + step) % want.size.chunks;
+        for index in (first..want.size.chunks).chain(0..first) {
             match word_class(self.chunks[index].word.read()) {
                 Some(has) if has == class => {
                     if let Some(block) = self.take_in(index, want) {
-                        if step != 0 {
+                        if index + 1 != hint {
                             self.hints[class].store(index + 1, Ordering::Relaxed);
                         }
                         return Some(block);
@@ -176,9 +175,13 @@ impl Heap {
             return None;
         }
         let units = class_units(word_class(word)?);
+        if units < want.units {
+            // The chunk has passed to a smaller class since the caller looked at it.
+            return None;
+        }
         let (start, count) = (index * want.size.chunk_units, want.size.chunk_units / units);
         let scan = |from: u32| {
-            (0..count).map(|step| (from + step) % count).find(|block| {
+            (from..count).chain(0..from.min(count)).find(|block| {
                 let unit = start + block * units;
                 let owner = &self.units[unit];
                 if owner.load(Ordering::SeqCst) != 0 {
@@ -280,6 +283,7 @@ impl Heap {
 /// What one call of [`Heap::take`] is about.
 struct Want<'a> {
     size: HeapSize,
+    units: u32,
     owner: u32,
     intent: &'a AtomicU32,
 }

@@ -281,9 +281,12 @@ pub struct BookRecord {
     pub heap_bytes: AtomicU64,
     pub chunk_bytes: AtomicU64,
     pub slot_count: AtomicU32,
+    /// Chunks of the lease, as many as the book has room for; and units of each: worked out once.
+    pub chunks: AtomicU32,
+    pub chunk_units: AtomicU32,
     pub reserved: AtomicU32,
     pub name: [AtomicU8; NAME_BYTES_MAX],
-    pub reserved_b: [AtomicU64; 6],
+    pub reserved_b: [AtomicU64; 5],
 }
 
 /// What the allocator keeps of one slot of a lease, beside its owner word. All but `sequence` only while in quarantine.
@@ -370,7 +373,8 @@ const _: () = {
     assert!(offset_of!(BookRecord, state) == 0 && offset_of!(BookRecord, name_bytes) == 4);
     assert!(offset_of!(BookRecord, incarnation) == 8 && offset_of!(BookRecord, lease) == 16);
     assert!(offset_of!(BookRecord, heap_bytes) == 24 && offset_of!(BookRecord, chunk_bytes) == 32);
-    assert!(offset_of!(BookRecord, slot_count) == 40 && offset_of!(BookRecord, name) == 48);
+    assert!(offset_of!(BookRecord, slot_count) == 40 && offset_of!(BookRecord, chunks) == 44);
+    assert!(offset_of!(BookRecord, chunk_units) == 48 && offset_of!(BookRecord, name) == 56);
     assert!(size_of::<BookRecord>() == 128);
 
     assert!(offset_of!(SlotRecord, sequence) == 0 && offset_of!(SlotRecord, entry) == 4);

@@ -57,7 +57,7 @@ impl OwnerTable {
         let start = group * OWNER_GROUP;
         let count = OWNER_GROUP.min(limit - start);
         let scan = |from: u32| {
-            (0..count).map(|step| start + (from + step) % count).find(|index| {
+            (start + from..start + count).chain(start..start + from).find(|index| {
                 let word = &self.words[*index];
                 // SeqCst here, in `give` and on `full`: see below.
                 if word.load(Ordering::SeqCst) != 0 {
