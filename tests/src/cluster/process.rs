@@ -160,10 +160,16 @@ fn living(keep: impl Fn(u32, &Stat) -> bool) -> Vec<u32> {
     let mut pids: Vec<u32> = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| Stat::of(*pid).is_some_and(|stat| stat.state != 'Z' && keep(*pid, &stat)))
+        .filter(|pid| Stat::of(*pid).is_some_and(|stat| !is_over(*pid, &stat) && keep(*pid, &stat)))
         .collect();
     pids.sort_unstable();
     pids
+}
+
+/// Whether nothing of the process can act any more. When its first thread has ended it is a zombie, but as long as others
+/// have not, its sockets are open.
+fn is_over(pid: u32, stat: &Stat) -> bool {
+    stat.state == 'Z' && fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) <= 1
 }
 
 /// The living processes of a process group.
