@@ -4,6 +4,8 @@
 
 pub mod data;
 mod mapping;
+#[cfg(test)]
+mod process_tests;
 pub mod setup;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::archive::{ArchiveLimits, Builder, Head};
+use crate::archive::{ArchiveLimits, Builder, Head, ValueRef};
 use crate::error::ErrorKind;
 use crate::ident::{Incarnation, SessionId, Version};
 use crate::lease::{
@@ -10,10 +10,10 @@ use crate::transport::{Link, Outcome, Posted, Push};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::os::fd::{AsFd, OwnedFd};
 
-const NODE: Incarnation = Incarnation(0x11);
-const SERVER: Incarnation = Incarnation(0x22);
+pub(super) const NODE: Incarnation = Incarnation(0x11);
+pub(super) const SERVER: Incarnation = Incarnation(0x22);
 
-fn header() -> LeaseHeader {
+pub(super) fn header() -> LeaseHeader {
     LeaseHeader {
         geometry: LeaseGeometry { slot_count: 64, heap_bytes: 1 << 20, chunk_bytes: 1 << 20 },
         node: "n1".to_owned(),
@@ -123,12 +123,14 @@ fn huge_pages_are_used_or_their_refusal_is_told() {
     map(passed(&lease), NODE, SERVER).unwrap();
 }
 
-fn archive(id: SessionId, version: Version) -> Vec<u8> {
+pub(super) fn archive(id: SessionId, version: Version, bytes: usize) -> Vec<u8> {
     let head = Head { id, version, created_ms: 1, idle_ms: 2, absolute_ms: 3, owner: None };
-    Builder::new().build(&head, std::iter::empty(), &ArchiveLimits::default()).unwrap().to_vec()
+    let data = vec![version.counter as u8; bytes];
+    let attributes = [("data", ValueRef::Bytes(&data))];
+    Builder::new().build(&head, attributes.into_iter(), &ArchiveLimits::default()).unwrap().to_vec()
 }
 
-fn live(id: SessionId, sequence: u32, counter: u64, block: u32, archive_bytes: usize) -> Cell {
+pub(super) fn live(id: SessionId, sequence: u32, counter: u64, block: u32, archive_bytes: usize) -> Cell {
     Cell {
         id,
         sequence: Sequence(sequence),
@@ -147,7 +149,7 @@ fn pushes_out_of_bounds_write_nothing() {
     let link = map(passed(&lease), NODE, SERVER).unwrap();
     let before = lease_bytes(&lease);
     let id = SessionId([1; 16]);
-    let archive = archive(id, Version { epoch: 1, counter: 1 });
+    let archive = archive(id, Version { epoch: 1, counter: 1 }, 100);
     let cell = live(id, 1, 1, 0, archive.len()).encode();
     let base = Push { slot: SlotIndex(0), sequence: Sequence(1), cell: &cell, block: None };
     for push in [
