@@ -23,11 +23,10 @@ pub(super) fn must_wait(host: &Host, id: SessionId, ack: Ack) -> bool {
 }
 
 fn is_ready(host: &Host, plan: &Plan, id: SessionId, ack: Ack) -> bool {
-    let links = match ack {
-        Ack::One => plan.places_of(id).any(|(_, link)| matches!(link, LinkState::Open(_))),
-        _ => false,
-    };
-    (links || !plan.may_wait_for(id)) && host.cache.mandate_until_ns() != 0
+    let one = |(_, link): (_, &LinkState)| matches!(link, LinkState::Open(_));
+    let links =
+        plan.is_linked() || (ack == Ack::One && plan.places_of(id).any(one)) || !plan.may_wait_for(id);
+    links && host.cache.mandate_until_ns() != 0
 }
 
 impl OpenSession {

@@ -10,6 +10,7 @@ use crate::control::message::{FromServer, ToServer};
 use crate::error::{ErrorKind, Result};
 use crate::ident::{Epoch, Incarnation};
 use crate::lease::{ArchiveChecksum, Cell, CellState};
+use crate::limits::PLACES_MAX;
 use crate::rules::{Rule, holds};
 use crate::transport::{self, Outcome, Posted};
 use std::collections::HashSet;
@@ -135,8 +136,10 @@ fn is_stray(plan: &Plan, info: &EntryInfo, place: &PlaceInfo) -> bool {
     !(moved && must_keep(plan, info)) || plan.view.server(place.server).is_none()
 }
 
+/// Keeping "moved" places must not take the room that copies need.
 fn must_keep(plan: &Plan, info: &EntryInfo) -> bool {
-    info.adopted && plan.sealed_copies_exist() && holds(Rule::R10ReleaseAsSet)
+    let room = info.places.len() < PLACES_MAX;
+    info.adopted && plan.sealed_copies_exist() && room && holds(Rule::R10ReleaseAsSet)
 }
 
 /// Does what a session needs. False: not all of it could be done now.
