@@ -206,10 +206,10 @@ fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin, had_lock: bool) -> Res
         touch_if_free(host, &cookie.id)?;
     }
     let Some(info) = host.cache.find(&cookie.id)? else { return Ok(None) };
-    if !had_lock && info.adopted && info.locked && info.places.is_empty() {
+    let mut facts = facts_of(&host.plan(), &info);
+    if !had_lock && facts.adopted && facts.copies == 0 && info.locked {
         return Ok(None);
     }
-    let mut facts = facts_of(&host.plan(), &info);
     if facts.version != pin.version() {
         facts.copies = 0;
         facts.version = pin.version();
