@@ -24,7 +24,9 @@ impl Guard<'_> {
         let safe = places.filter(|place| {
             place.state.read() >= place_state::ACKED
                 && acked(place) == Some(version)
-                && self.book(place).active_for() == Some(Incarnation(place.server.read()))
+                && self.book(place).active_for().is_some_and(|server| {
+                    server.0 == place.server.read() || !rules::holds(Rule::R6AckIncarnation)
+                })
         });
         (safe.count() as u32).min(COPIES_MAX as u32)
     }
@@ -92,6 +94,11 @@ impl Guard<'_> {
             }
             PushKind::Bare => None,
         };
+        if !rules::holds(Rule::R7Blocks)
+            && let Some(acked) = word_block(words.blocks[now as usize].read())
+        {
+            lease.heap.give(lease.heap_size(), acked, index + 1);
+        }
         words.state.write(place_state::PUSHING | now);
         let slot = words.slot.read() - 1;
         Ok(Push {
@@ -118,7 +125,7 @@ impl Guard<'_> {
             lease.slot_records[push.slot.0].sequence.write(push.sequence.0);
         }
         // A touch names the acked block again; otherwise the other one (none, if bare) is the acked one from now on.
-        let is_touch = push.block.is_some() && !push.fresh;
+        let is_touch = push.block.is_some() && !push.fresh && rules::holds(Rule::R13Touch);
         words.state.write(place_state::ACKED | (if is_touch { state & 1 } else { state & 1 ^ 1 }));
         self.give_other_block(index, push.place.0);
         self.count(index);

@@ -178,6 +178,60 @@ fn r4_the_slot_of_a_writer_that_lost_the_lock_is_quarantined() {
 }
 
 #[test]
+fn r6_copies_at_a_servers_former_life_do_not_count() {
+    teeth(Rule::R6AckIncarnation, || {
+        let (cache, book) = with_book();
+        let mut hold = insert(&cache, 1, 1, 700);
+        push(&mut hold, book, PushKind::Archive(700), 1);
+        cache.retire_book(book);
+        cache.reset_book(book);
+        assert_eq!(cache.activate_book("s1", Incarnation(71), 1, geometry()).unwrap(), book);
+        cache.recount().unwrap();
+        match cache.stats().unwrap().safe {
+            [1, 0, 0] => Ok(()),
+            other => Err(format!("a copy that died with its server counts: {other:?}")),
+        }
+    });
+}
+
+#[test]
+fn r7_a_named_block_is_not_reused_before_a_later_ack() {
+    teeth(Rule::R7Blocks, || {
+        let (cache, book) = with_book();
+        // Large, so that the lease is soon full.
+        let kind = PushKind::Archive(100 << 10);
+        let mut hold = insert(&cache, 1, 1, 10);
+        let acked = push(&mut hold, book, kind, 1).block;
+        hold.begin_push(book, kind).unwrap();
+        // The lease is filled up: nobody may get the block that the acked cell names.
+        for number in 2..40 {
+            let mut other = insert(&cache, number, 1, 10);
+            match other.begin_push(book, kind) {
+                Ok(push) if push.block == acked => return Err("an acked block was given to another".into()),
+                Ok(push) => other.end_push(&push, version(1), 1).unwrap(),
+                Err(error) => assert_eq!(error.kind, ErrorKind::Full),
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn r13_a_touch_frees_nothing() {
+    teeth(Rule::R13Touch, || {
+        let (cache, book) = with_book();
+        let mut hold = insert(&cache, 1, 1, 700);
+        let acked = push(&mut hold, book, PushKind::Archive(700), 1).block;
+        hold.touch(version(2), 5000).unwrap();
+        push(&mut hold, book, PushKind::Touch, 2);
+        match hold.place_at(SERVER).unwrap().unwrap().block {
+            block if block == acked && blocks(&cache, book) == 1 => Ok(()),
+            other => Err(format!("the touched archive's block is {other:?}, was {acked:?}")),
+        }
+    });
+}
+
+#[test]
 fn r9_a_tombstone_stays_while_a_stale_cell_is_in_quarantine() {
     teeth(Rule::R9Destroy, || {
         let (cache, book) = with_book();

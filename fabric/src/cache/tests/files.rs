@@ -146,3 +146,18 @@ fn chunks_hold_the_largest_archive() {
     assert_eq!(chunk_bytes((1 << 20) + 1), 5 << 18);
     assert_eq!(chunk_bytes(16 << 20), 16 << 20);
 }
+
+/// The bytes of a new segment's first page, and where everything lies, as numbers that must not change by accident.
+#[test]
+fn the_layout_is_what_it_was() {
+    let (_dir, lock) = lock_file();
+    let name = Name::new("golden");
+    // Gone again, so that no pid of this run is in the first page.
+    drop(Cache::create(&CacheSpec { incarnation: Incarnation(5), ..spec() }, &name.0, lock).unwrap());
+    let bytes = std::fs::read(name.path()).unwrap();
+    let geometry = format!("{:?}", super::super::layout::Geometry::new(&spec()).unwrap());
+    let page = &bytes[..super::super::layout::HEADER_BYTES];
+    let found = (crc32c::crc32c(page), crc32c::crc32c(geometry.as_bytes()), bytes.len());
+    let golden = (847_900_102, 1_062_446_788, 9_265_152);
+    assert_eq!((LAYOUT_VERSION, found), (1, golden), "a byte has moved: bump LAYOUT_VERSION");
+}
