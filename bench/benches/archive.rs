@@ -1,4 +1,5 @@
-//! Archives: building one over another with a change, as a commit does; validating one from elsewhere; reading one.
+//! Archives: building one over another with a change, as a commit does; validating one from elsewhere;
+//! reading one.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use selvage_bench::sample;

@@ -1,4 +1,5 @@
-//! The lease without a node around it: one push through shared memory, and the scan of a sealed lease of a million slots.
+//! The lease without a node around it: one push through shared memory, and the scan of a sealed lease of a
+//! million slots.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use selvage_fabric::archive::ArchiveLimits;

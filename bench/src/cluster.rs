@@ -1,5 +1,5 @@
-//! A small real cluster for measuring: a director and session servers as processes of the product, and this process
-//! attached as the one node.
+//! A small real cluster for measuring: a director and session servers as processes of the product, and this
+//! process attached as the one node.
 
 use anyhow::{Context, Result, ensure};
 use selvage_fabric::ident::Cookie;
@@ -55,8 +55,8 @@ pub struct BenchCluster {
     runtime: Runtime,
 }
 
-/// The product for a test: where the environment says, or built now, in release and by a cargo call of its own, so that the
-/// tests' features do not reach it.
+/// The product for a test: where the environment says, or built now, in release and by a cargo call of its
+/// own, so that the tests' features do not reach it.
 ///
 /// # Errors
 /// If it cannot be built.

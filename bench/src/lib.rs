@@ -1,4 +1,5 @@
-//! Measuring Selvage: the parts of the side-by-side program, of the benches, and of the tests of measured requirements.
+//! Measuring Selvage: the parts of the side-by-side program, of the benches, and of the tests of measured
+//! requirements.
 
 pub mod cluster;
 pub mod machine;

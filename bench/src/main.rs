@@ -1,4 +1,5 @@
-//! `selvage-bench`: Selvage and Redis side by side. Exits with 1 if a requirement was missed, with 2 if it could not run.
+//! `selvage-bench`: Selvage and Redis side by side. Exits with 1 if a requirement was missed, with 2 if it
+//! could not run.
 
 use clap::Parser;
 use selvage_bench::machine::Machine;

@@ -34,7 +34,8 @@ pub struct Measured {
     pub round_p50_ns: Vec<f64>,
 }
 
-/// Collects the latencies of several rounds of one contestant, in picoseconds: the fastest operations take few ns.
+/// Collects the latencies of several rounds of one contestant, in picoseconds: the fastest operations take
+/// few ns.
 pub struct Recorder {
     all: Histogram<u64>,
     round: Histogram<u64>,
@@ -44,8 +45,8 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// An empty one. The clock is read once per `batch` operations; more than one where an operation is not much longer
-    /// than a look at the clock, in which case percentiles are those of batch means.
+    /// An empty one. The clock is read once per `batch` operations; more than one where an operation is not
+    /// much longer than a look at the clock, in which case percentiles are those of batch means.
     ///
     /// # Errors
     /// Never in practice: the histogram's bounds are constant.
@@ -54,8 +55,8 @@ impl Recorder {
         Ok(Self { all: empty.clone(), round: empty, round_p50_ns: Vec::new(), batch: batch.max(1) })
     }
 
-    /// Runs `operation` for the time of a slice and records each latency. The end of one operation is the start of the
-    /// next, so the clock is read once per operation and each latency contains one look at it.
+    /// Runs `operation` for the time of a slice and records each latency. The end of one operation is the
+    /// start of the next, so the clock is read once per operation and each latency contains one look at it.
     ///
     /// # Errors
     /// The operation's.

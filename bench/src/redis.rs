@@ -1,5 +1,6 @@
-//! A Redis server of our own on a Unix socket, and the leanest client that speaks to it: one connection, no pipelining,
-//! requests formatted beforehand where possible. Being lean is to Redis's advantage, which keeps the comparison honest.
+//! A Redis server of our own on a Unix socket, and the leanest client that speaks to it: one connection, no
+//! pipelining, requests formatted beforehand where possible. Being lean is to Redis's advantage, which keeps
+//! the comparison honest.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::io::{Read, Write};
@@ -70,7 +71,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Sends a formatted request and reads its one reply: a status line or a bulk string, whose length is returned.
+    /// Sends a formatted request and reads its one reply: a status line or a bulk string, whose length is
+    /// returned.
     ///
     /// # Errors
     /// If the server answers an error or is gone.

@@ -1,4 +1,5 @@
-//! The session that is measured: twelve attributes, as a web shop would keep them, in an archive of a chosen size.
+//! The session that is measured: twelve attributes, as a web shop would keep them, in an archive of a chosen
+//! size.
 
 use anyhow::{Result, ensure};
 use selvage_fabric::archive::{ArchiveLimits, Builder, Head, Value};

@@ -1,8 +1,8 @@
 //! Redis and Selvage in one run, in turns: the same machine, the same minute, one client each.
 //!
-//! Each round gives every contestant one slice of time, so that a busy moment of the machine falls on all of them. Redis is
-//! measured with server and client on one core and on two, and the better of the two counts. For Selvage the client is
-//! pinned to one core too; the session servers and the director run as they are.
+//! Each round gives every contestant one slice of time, so that a busy moment of the machine falls on all of
+//! them. Redis is measured with server and client on one core and on two, and the better of the two counts.
+//! For Selvage the client is pinned to one core too; the session servers and the director run as they are.
 
 use crate::cluster::{BenchCluster, Shape, open, product};
 use crate::measure::{Measured, Recorder, cores, pin};

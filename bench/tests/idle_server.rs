@@ -11,8 +11,9 @@ const COPIES: u32 = 2;
 /// Each server receives a million pushes.
 const COMMITS: i64 = 1_000_000;
 const IDLE: Duration = Duration::from_secs(2);
-/// Beside what its timers take, a server may take this for all pushes together: 10 ns for each would be seen. The timers'
-/// own work costs more in time when another process keeps the processor's caches full, hence the factor.
+/// Beside what its timers take, a server may take this for all pushes together: 10 ns for each would be seen.
+/// The timers' own work costs more in time when another process keeps the processor's caches full, hence the
+/// factor.
 const MARGIN: Duration = Duration::from_millis(10);
 const TIMERS_FACTOR: f64 = 2.0;
 

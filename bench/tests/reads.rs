@@ -1,7 +1,8 @@
 //! Reading an attribute of a cached session does not allocate, copy, or enter the kernel.
 //!
-//! Allocations are counted; a value's address is looked up in the process's mappings; and the kernel itself is asked to kill
-//! the reader at any system call (seccomp's strict mode), in a child process that is attached to the same node.
+//! Allocations are counted; a value's address is looked up in the process's mappings; and the kernel itself
+//! is asked to kill the reader at any system call (seccomp's strict mode), in a child process that is
+//! attached to the same node.
 
 use rustix::thread::SecureComputingMode;
 use selvage_bench::cluster::{BenchCluster, NODE, Shape, open, product_for_tests};
@@ -178,7 +179,8 @@ fn child() -> ! {
     std::process::exit(1);
 }
 
-/// Reads where only read, write, exit and sigreturn are allowed, writes the verdict, and spins until the process is killed.
+/// Reads where only read, write, exit and sigreturn are allowed, writes the verdict, and spins until the
+/// process is killed.
 fn reader(session: &Session, sin: bool) -> ! {
     rustix::thread::set_secure_computing_mode(SecureComputingMode::Strict).unwrap();
     for _ in 0..READS {

@@ -66,6 +66,6 @@ fn recopy_of_100k_sessions_within_500_ms() {
     cluster.until("all are safe again", WAIT, |view| view.protects(SESSIONS as u64, COPIES)).unwrap();
     cluster.cluster().unwrap().kill("s2").unwrap();
     cluster.until("s2 is down", WAIT, |view| view.server_is("s2", "down")).unwrap();
-    cluster.until("one copy each", WAIT, |view| view.protection.get(&1) == Some(&(SESSIONS as u64))).unwrap();
+    cluster.until("one copy each", WAIT, |view| view.with_copies(1) == SESSIONS as u64).unwrap();
     cluster.stop().unwrap();
 }

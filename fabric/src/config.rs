@@ -1,4 +1,5 @@
-//! The one TOML file that configures all parts. Unknown keys and bad values are errors with file, line and key.
+//! The one TOML file that configures all parts. Unknown keys and bad values are errors with file, line and
+//! key.
 
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::CookieKey;
@@ -213,8 +214,8 @@ impl Config {
         self.cluster.run_dir.join(format!("node-{name}"))
     }
 
-    /// Start of the names of all shared-memory segments of this cluster's instance. Contains a hash of the run folder,
-    /// so that two clusters of the same name on one host do not meet.
+    /// Start of the names of all shared-memory segments of this cluster's instance. Contains a hash of the
+    /// run folder, so that two clusters of the same name on one host do not meet.
     pub fn segment_prefix(&self) -> String {
         let hash = xxhash_rust::xxh3::xxh3_64(self.cluster.run_dir.as_os_str().as_encoded_bytes());
         format!("selvage-{}-{hash:016x}-", self.cluster.name)

@@ -1,4 +1,5 @@
-//! Identities and numbers that must not be mixed: session ids, incarnations, tags, epochs, versions, and the cookie.
+//! Identities and numbers that must not be mixed: session ids, incarnations, tags, epochs, versions, and the
+//! cookie.
 
 use crate::error::{Error, ErrorKind, Origin, Result};
 use data_encoding::{BASE32_NOPAD, Encoding, Specification};
@@ -148,7 +149,8 @@ impl Cookie {
         text
     }
 
-    /// The cookie behind a value; `None` for anything that no key of `keys` has signed. Constant time in the mac.
+    /// The cookie behind a value; `None` for anything that no key of `keys` has signed. Constant time in the
+    /// mac.
     pub fn decode(value: &str, keys: &[CookieKey]) -> Option<Self> {
         if value.len() != Self::TEXT_LEN || !value.is_ascii() {
             return None;

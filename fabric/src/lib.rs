@@ -1,4 +1,5 @@
-//! The Selvage fabric: everything that web nodes, session servers and directors must agree on, and the node library.
+//! The Selvage fabric: everything that web nodes, session servers and directors must agree on, and the node
+//! library.
 //!
 //! Dependencies point one way (a tidy test holds it):
 //! `node -> cache -> transport -> control -> lease -> archive -> limits, error, ident, sync`;

@@ -55,8 +55,8 @@ pub const WAIT: Duration = Duration::from_secs(5);
 pub const LOCK_HOLD: Duration = Duration::from_secs(60);
 /// How often a waiter looks whether the holder of a lock still lives.
 pub const LIVENESS_POLL: Duration = Duration::from_millis(10);
-/// Longest wait for one of the cache's shard locks while its holder lives; they are held for less than a microsecond unless the
-/// holder is stopped.
+/// Longest wait for one of the cache's shard locks while its holder lives; they are held for less than a
+/// microsecond unless the holder is stopped.
 pub const SHARD_WAIT: Duration = Duration::from_secs(2);
 /// How often a process without the steward's role tries to take it.
 pub const STEWARD_POLL: Duration = Duration::from_millis(20);

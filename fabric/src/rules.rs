@@ -1,8 +1,9 @@
 //! The protocol rules R1 to R15 of the design, as names that code and tests share.
 //!
-//! Each place that upholds a rule asks [`holds`]. In the product it is the constant `true` and costs nothing. With the
-//! feature `mutants` (tests only) one rule can be taken out for the running thread, which is how every rule's test
-//! proves that it would notice: it runs its scenario once whole and once without the rule, and the second must fail.
+//! Each place that upholds a rule asks [`holds`]. In the product it is the constant `true` and costs nothing.
+//! With the feature `mutants` (tests only) one rule can be taken out for the running thread, which is how
+//! every rule's test proves that it would notice: it runs its scenario once whole and once without the rule,
+//! and the second must fail.
 
 /// A protocol rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

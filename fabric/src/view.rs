@@ -46,11 +46,13 @@ pub struct DeadEntry {
     pub name: String,
     /// The life that is over.
     pub incarnation: Incarnation,
-    /// Every server of the view has confirmed that all its leases are sealed: fetch, claim and adoption may begin (R2).
+    /// Every server of the view has confirmed that all its leases are sealed: fetch, claim and adoption may
+    /// begin (R2).
     pub sealed: bool,
 }
 
-/// A numbered statement of the cluster's members. Entries are sorted by name; servers' order is the claims' order (R1).
+/// A numbered statement of the cluster's members. Entries are sorted by name; servers' order is the claims'
+/// order (R1).
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct View {
     /// Its number.

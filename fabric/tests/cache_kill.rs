@@ -1,7 +1,7 @@
 //! Many real processes work in one real segment, and `kill -9` hits them at random moments.
 //!
-//! Afterwards nothing may be locked, lost, mixed or leaked, and waiters must have gone on. The workers are this test binary
-//! itself, started again with [`worker`] as its only test.
+//! Afterwards nothing may be locked, lost, mixed or leaked, and waiters must have gone on. The workers are
+//! this test binary itself, started again with [`worker`] as its only test.
 
 use rustix::process::{Pid, Signal, kill_process};
 use selvage_fabric::cache::{
@@ -23,7 +23,8 @@ const SESSIONS: u64 = 24;
 const WORKERS: usize = 4;
 const KILLS: u32 = 220;
 const SERVER: Incarnation = Incarnation(70);
-/// Counter cell that counts the workers' operations; those below keep each session's newest published version.
+/// Counter cell that counts the workers' operations; those below keep each session's newest published
+/// version.
 const OPERATIONS: usize = 63;
 
 /// The segment and the folder of the lock file; both go when dropped.
@@ -98,8 +99,8 @@ impl Random {
     }
 }
 
-/// Fills the archive of a session at a version: all its words say both. Cheap, so that most of a worker's time is spent in
-/// the cache and most kills hit it there.
+/// Fills the archive of a session at a version: all its words say both. Cheap, so that most of a worker's
+/// time is spent in the cache and most kills hit it there.
 fn fill(bytes: &mut [u8], number: u64, counter: u64) {
     let word = (number << 48 | counter).to_le_bytes();
     bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&word[..chunk.len()]));

@@ -201,6 +201,11 @@ impl AdminView {
         self.protection.values().sum()
     }
 
+    /// Sessions with exactly this many safe copies.
+    pub fn with_copies(&self, copies: u32) -> u64 {
+        self.protection.get(&copies.to_string()).copied().unwrap_or(0)
+    }
+
     /// Copies on all servers that are up.
     pub fn copies(&self) -> u64 {
         self.servers.iter().map(|server| server.sessions).sum()

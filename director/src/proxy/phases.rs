@@ -253,7 +253,8 @@ impl Proxy {
                 // "Elsewhere" says that the node has done nothing, so any method may be sent on.
                 self.metrics.elsewhere.inc();
                 if self.routes.now().upstream(host).is_none() {
-                    // The node goes by an older view, in which that host still lives: it will have the newer one soon.
+                    // The node goes by an older view, in which that host still lives: it will have the newer
+                    // one soon.
                     way.wait(Some(limits::BEHIND_PAUSE), "the web node's view is behind", &self.stop).await?;
                     return Ok(None);
                 }

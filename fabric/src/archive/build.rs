@@ -31,7 +31,8 @@ pub struct Head<'a> {
     pub owner: Option<&'a str>,
 }
 
-/// Changes to a session's attributes that are not committed yet: sorted by name, the last one of a name counts.
+/// Changes to a session's attributes that are not committed yet: sorted by name, the last one of a name
+/// counts.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
     entries: Vec<(Box<str>, Option<Value>)>,
@@ -136,8 +137,9 @@ impl Builder {
         Self::default()
     }
 
-    /// Builds the archive of `head` with `changes` over the archive `base`, of which `session` is the root. Several times
-    /// faster than [`Self::build`], with the same result, if the changes change no sizes and the owner stays.
+    /// Builds the archive of `head` with `changes` over the archive `base`, of which `session` is the root.
+    /// Several times faster than [`Self::build`], with the same result, if the changes change no sizes and
+    /// the owner stays.
     ///
     /// # Errors
     /// As [`Self::build`].
@@ -156,11 +158,12 @@ impl Builder {
         self.build(head, changes.over(Some(session)), limits)
     }
 
-    /// Builds an archive; the attributes must come sorted by name, each name once. The bytes stay until the next build.
+    /// Builds an archive; the attributes must come sorted by name, each name once. The bytes stay until the
+    /// next build.
     ///
     /// # Errors
-    /// `Invalid` if a name is empty, repeated or out of order; `TooLarge`, with size and limit, if the owner, a name, the
-    /// number of attributes or the whole is over its limit.
+    /// `Invalid` if a name is empty, repeated or out of order; `TooLarge`, with size and limit, if the owner,
+    /// a name, the number of attributes or the whole is over its limit.
     pub fn build<'a>(
         &mut self,
         head: &Head<'_>,
@@ -190,8 +193,8 @@ impl Builder {
     }
 }
 
-/// Checks what goes into an archive and counts the attributes. The sum of the parts is checked here so that no absurd size
-/// reaches the serialiser; the exact size is known after it.
+/// Checks what goes into an archive and counts the attributes. The sum of the parts is checked here so that
+/// no absurd size reaches the serialiser; the exact size is known after it.
 fn check<'a>(
     head: &Head<'_>,
     attributes: impl Iterator<Item = (&'a str, ValueRef<'a>)>,

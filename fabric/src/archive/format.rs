@@ -1,7 +1,8 @@
 //! The archived form of a session, and how borrowed attributes are serialised into it.
 //!
-//! The root stands at the end of the archive, as rkyv puts it. Every byte is determined by the content (padding is zero), so
-//! golden bytes in `testdata` pin the format: a change of it is a new [`LAYOUT_VERSION`](crate::lease::LAYOUT_VERSION).
+//! The root stands at the end of the archive, as rkyv puts it. Every byte is determined by the content
+//! (padding is zero), so golden bytes in `testdata` pin the format: a change of it is a new
+//! [`LAYOUT_VERSION`](crate::lease::LAYOUT_VERSION).
 
 use super::build::Head;
 use super::value::ValueRef;
@@ -15,7 +16,8 @@ use rkyv::vec::{ArchivedVec, VecResolver};
 use rkyv::with::{ArchiveWith, Map, SerializeWith};
 use rkyv::{Archive, Place, Serialize};
 
-/// A session as it is archived. It exists for its archived twin, [`ArchivedSession`]; archives are built from borrowed data.
+/// A session as it is archived. It exists for its archived twin, [`ArchivedSession`]; archives are built from
+/// borrowed data.
 #[derive(Archive)]
 #[rkyv(archived = ArchivedSession)]
 pub struct SessionArchive {
@@ -29,8 +31,8 @@ pub struct SessionArchive {
     pub(super) attributes: Vec<Attribute>,
 }
 
-/// One attribute. Its name is a boxed string because an rkyv `String` keeps short strings inside itself and must look for
-/// their end at every access, which makes a search by name half as fast.
+/// One attribute. Its name is a boxed string because an rkyv `String` keeps short strings inside itself and
+/// must look for their end at every access, which makes a search by name half as fast.
 #[derive(Archive)]
 pub struct Attribute {
     pub(super) name: Box<str>,

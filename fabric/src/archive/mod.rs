@@ -1,7 +1,7 @@
 //! A session as one rkyv archive: building, validation of hostile bytes, and reading in place.
 //!
-//! Archives contain no shared pointers. Attributes are sorted by name and unique, so reading is a binary search in the
-//! archived bytes: no copy, no decoding, no allocation.
+//! Archives contain no shared pointers. Attributes are sorted by name and unique, so reading is a binary
+//! search in the archived bytes: no copy, no decoding, no allocation.
 
 mod build;
 mod format;

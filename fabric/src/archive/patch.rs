@@ -1,11 +1,13 @@
-//! The short way to a new archive: most commits change values and no sizes (counters, times, flags, tokens of one length),
-//! and then the new archive is the old one with other bytes at a few places.
+//! The short way to a new archive: most commits change values and no sizes (counters, times, flags, tokens of
+//! one length), and then the new archive is the old one with other bytes at a few places.
 //!
-//! The result has the same bytes as [`Builder::build`](super::Builder::build) makes from a base that it has made (a test holds
-//! them together). Archives name their parts by relative offsets, so a copy is an archive wherever it lies.
+//! The result has the same bytes as [`Builder::build`](super::Builder::build) makes from a base that it has
+//! made (a test holds them together). Archives name their parts by relative offsets, so a copy is an archive
+//! wherever it lies.
 //!
-//! Invariant: everything here is checked arithmetic on offsets into a private copy; what does not fit is `None`, and the
-//! caller builds anew. Validation has made sure that no two parts of an archive from elsewhere overlap.
+//! Invariant: everything here is checked arithmetic on offsets into a private copy; what does not fit is
+//! `None`, and the caller builds anew. Validation has made sure that no two parts of an archive from
+//! elsewhere overlap.
 
 use super::build::{Changes, Head};
 use super::format::{ArchivedAttributeValue, ArchivedSession};
@@ -14,8 +16,8 @@ use rkyv::rend::{u32_le, u64_le};
 use rkyv::util::AlignedVec;
 use std::mem::{offset_of, size_of};
 
-/// Makes `out` the archive of `head` with `changes` over `session`, the root of the archive `base`. `None` if that takes more
-/// than other bytes at the same places; `out` is of no use then.
+/// Makes `out` the archive of `head` with `changes` over `session`, the root of the archive `base`. `None` if
+/// that takes more than other bytes at the same places; `out` is of no use then.
 pub(super) fn patch(
     out: &mut AlignedVec,
     head: &Head<'_>,

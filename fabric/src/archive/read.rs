@@ -1,4 +1,5 @@
-//! Reading archives: validation of hostile bytes, and access without copy to bytes that were validated when they entered.
+//! Reading archives: validation of hostile bytes, and access without copy to bytes that were validated when
+//! they entered.
 
 use super::format::{ArchivedAttribute, ArchivedAttributeValue, ArchivedSession};
 use super::value::ValueRef;
@@ -25,8 +26,8 @@ impl Default for ArchiveLimits {
     }
 }
 
-/// Up to so many attributes are looked through from first to last: most names differ in their length already, and the
-/// processor looks at several at once, which it cannot in a binary search.
+/// Up to so many attributes are looked through from first to last: most names differ in their length already,
+/// and the processor looks at several at once, which it cannot in a binary search.
 const LINEAR_MAX: usize = 16;
 
 /// Blocks begin at multiples of 256 bytes, so an archive at a block's start is aligned.
@@ -100,8 +101,9 @@ impl ArchivedSession {
 /// Checks bytes that anyone may have written, and reads them where they are.
 ///
 /// # Errors
-/// `TooLarge` over the limit; `Corrupt`, saying what, for anything that is not a whole archive: misaligned (8 bytes are
-/// needed; see [`OwnedArchive`]), bad pointers, text that is not UTF-8, names out of order, repeated or over the limit.
+/// `TooLarge` over the limit; `Corrupt`, saying what, for anything that is not a whole archive: misaligned (8
+/// bytes are needed; see [`OwnedArchive`]), bad pointers, text that is not UTF-8, names out of order,
+/// repeated or over the limit.
 pub fn validate<'a>(bytes: &'a [u8], limits: &ArchiveLimits) -> Result<&'a ArchivedSession> {
     if bytes.len() > limits.archive_bytes_max {
         let what = format!("an archive has {} bytes; the limit is {}", bytes.len(), limits.archive_bytes_max);
@@ -113,16 +115,18 @@ pub fn validate<'a>(bytes: &'a [u8], limits: &ArchiveLimits) -> Result<&'a Archi
     Ok(session)
 }
 
-/// Reads an archive that was validated when it entered this process's trusted memory (invariant 7), without a check.
+/// Reads an archive that was validated when it entered this process's trusted memory (invariant 7), without a
+/// check.
 ///
 /// # Safety
-/// `bytes` must be exactly a whole archive that [`Builder::build`](super::Builder::build) made or [`validate`] accepted,
-/// 8-byte aligned, and must not change while the reference lives.
+/// `bytes` must be exactly a whole archive that [`Builder::build`](super::Builder::build) made or
+/// [`validate`] accepted, 8-byte aligned, and must not change while the reference lives.
 pub unsafe fn trusted(bytes: &[u8]) -> &ArchivedSession {
     debug_assert!(bytes.len() >= size_of::<ArchivedSession>());
     debug_assert!(bytes.as_ptr().addr().is_multiple_of(align_of::<ArchivedSession>()));
-    // SAFETY: `access_unchecked` needs bytes that hold a valid archived session at the default root position: the caller
-    // promises that they are what `Builder::build` made or `validate` accepted, aligned, and unchanged for the lifetime.
+    // SAFETY: `access_unchecked` needs bytes that hold a valid archived session at the default root position:
+    // the caller promises that they are what `Builder::build` made or `validate` accepted, aligned, and
+    // unchanged for the lifetime.
     unsafe { rkyv::access_unchecked::<ArchivedSession>(bytes) }
 }
 
@@ -174,8 +178,8 @@ impl OwnedArchive {
 
     /// Reads it.
     pub fn session(&self) -> &ArchivedSession {
-        // SAFETY: `bytes` is private, was accepted by `validate` in `copy_of`, is 16-byte aligned, and is changed only by
-        // `restamp` through `&mut self`, which writes two plain numbers.
+        // SAFETY: `bytes` is private, was accepted by `validate` in `copy_of`, is 16-byte aligned, and is
+        // changed only by `restamp` through `&mut self`, which writes two plain numbers.
         unsafe { trusted(&self.bytes) }
     }
 

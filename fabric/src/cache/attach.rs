@@ -52,7 +52,8 @@ impl Drop for Inner {
         if self.is_killed() {
             return;
         }
-        // All holds keep the attachment alive, so what is left to give back is their chunks and what was deferred.
+        // All holds keep the attachment alive, so what is left to give back is their chunks and what was
+        // deferred.
         match self.release_all_of(self.word) {
             Ok(()) => self.segment.processes.leave(self.process),
             // The table goes on naming this life, and without its claim it counts as dead: others repair.

@@ -1,7 +1,8 @@
-//! Lease books: the allocator of one lease that the node has, and the line of the server table that says which lease.
+//! Lease books: the allocator of one lease that the node has, and the line of the server table that says
+//! which lease.
 //!
-//! Books are taken, retired and reset by the steward only. Slots and blocks are taken and given back under the lock of the
-//! shard of the entry that owns them.
+//! Books are taken, retired and reset by the steward only. Slots and blocks are taken and given back under
+//! the lock of the shard of the entry that owns them.
 
 use super::heap::{Heap, HeapSize};
 use super::layout::{BookPieces, BookRecord, SlotRecord, Word, book_state};
@@ -122,7 +123,8 @@ impl Book {
     }
 
     fn reset(&self) {
-        // While it is cleared it is retiring still, so a steward that dies here is followed by one that clears again.
+        // While it is cleared it is retiring still, so a steward that dies here is followed by one that
+        // clears again.
         self.slots.reset();
         self.heap.reset();
         for record in self.slot_records.as_slice() {

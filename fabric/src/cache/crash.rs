@@ -1,7 +1,8 @@
 //! Simulated `kill -9` between any two stores to shared memory; tests only.
 //!
-//! [`point`] stands before each store and after each compare-and-swap of the cache. A test lets the n-th one of its thread
-//! panic; while that unwinds, [`dead`] keeps every drop from touching the segment, as a killed process would not either.
+//! [`point`] stands before each store and after each compare-and-swap of the cache. A test lets the n-th one
+//! of its thread panic; while that unwinds, [`dead`] keeps every drop from touching the segment, as a killed
+//! process would not either.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -34,7 +35,8 @@ pub fn dead() -> bool {
     DEAD.get()
 }
 
-/// Runs `action` and kills its process at point number `after`; false if it was killed. Panics go on to the caller.
+/// Runs `action` and kills its process at point number `after`; false if it was killed. Panics go on to the
+/// caller.
 pub fn run(after: u32, action: impl FnOnce()) -> bool {
     LEFT.set(Some(after));
     let result = catch_unwind(AssertUnwindSafe(action));

@@ -39,8 +39,8 @@ impl Inner {
         self.segment.processes.iter().for_each(|process| self.segment.processes.ring(process.id.slot));
     }
 
-    /// The current view. A writer fills the buffer that is not current and then makes it so; a writer that dies on the way
-    /// leaves the current one untouched, so readers never wait for it.
+    /// The current view. A writer fills the buffer that is not current and then makes it so; a writer that
+    /// dies on the way leaves the current one untouched, so readers never wait for it.
     pub(super) fn view(&self) -> Option<(Epoch, Vec<u8>)> {
         let header = self.segment.header();
         loop {
@@ -59,7 +59,8 @@ impl Inner {
                 bytes.extend_from_slice(&word.load(Ordering::Relaxed).to_le_bytes());
             }
             bytes.truncate(length);
-            // Pairs with the fence of `set_view`: whoever has read a word of a later view sees the later number, too.
+            // Pairs with the fence of `set_view`: whoever has read a word of a later view sees the later
+            // number, too.
             fence(Ordering::Acquire);
             if header.view_sequence.load(Ordering::Relaxed) == sequence {
                 return Some((epoch, bytes));

@@ -1,18 +1,22 @@
-//! The chunked heap: blocks of size classes over owner words, for the cache's own heap and for the node's leases.
+//! The chunked heap: blocks of size classes over owner words, for the cache's own heap and for the node's
+//! leases.
 //!
-//! The heap is cut into chunks; each chunk is given to one size class, and its blocks lie on a grid. The word of a block's
-//! first 256-byte unit is its owner, 0 = free. Nothing else is truth: hints only say where to look first.
+//! The heap is cut into chunks; each chunk is given to one size class, and its blocks lie on a grid. The word
+//! of a block's first 256-byte unit is its owner, 0 = free. Nothing else is truth: hints only say where to
+//! look first.
 //!
-//! An empty chunk may pass to another class while somebody tries to take a block of the old one. So the changer first marks
-//! the chunk as changing and then looks whether all units are free; the taker first takes its unit and then looks whether
-//! the chunk is still what it was. Both in sequential consistency, so one of them sees the other and steps back.
+//! An empty chunk may pass to another class while somebody tries to take a block of the old one. So the
+//! changer first marks the chunk as changing and then looks whether all units are free; the taker first takes
+//! its unit and then looks whether the chunk is still what it was. Both in sequential consistency, so one of
+//! them sees the other and steps back.
 
 use super::layout::{CLASSES_MAX, Chunk, Word};
 use super::memory::Array;
 use crate::lease::BlockOffset;
 use crate::sync::words::{AtomicU32, Ordering};
 
-/// Bits of a chunk's word: class + 1, a mark while the class changes, and a version that makes each change a new word.
+/// Bits of a chunk's word: class + 1, a mark while the class changes, and a version that makes each change a
+/// new word.
 const CLASS_MASK: u32 = 0xff;
 const CHANGING: u32 = 0x100;
 const VERSION_STEP: u32 = 0x200;
@@ -61,7 +65,8 @@ impl Heap {
         (self.units.len(), self.chunks.len())
     }
 
-    /// Takes a block of at least so many units; `None` if there is none. `intent` is set to the block + 1 before each try.
+    /// Takes a block of at least so many units; `None` if there is none. `intent` is set to the block + 1
+    /// before each try.
     pub fn take(&self, size: HeapSize, units: u32, owner: u32, intent: &AtomicU32) -> Option<BlockOffset> {
         if units > size.chunk_units {
             return None;
@@ -225,7 +230,8 @@ impl Heap {
         })
     }
 
-    /// Changes the class of a chunk if it is empty. A changer that died leaves the mark; the next one goes on from there.
+    /// Changes the class of a chunk if it is empty. A changer that died leaves the mark; the next one goes on
+    /// from there.
     fn change_class(&self, index: u32, word: u32, class: u32, size: HeapSize) -> bool {
         let chunk = &self.chunks[index];
         let marked = (word & !CHANGING).wrapping_add(VERSION_STEP) | CHANGING;

@@ -10,8 +10,8 @@ use crate::limits::{BLOCK_UNIT_BYTES, LIVENESS_POLL};
 use crate::sync::futex;
 use std::time::Instant;
 
-/// An open session: in the queue for its lock, or with the lock. Dropping it leaves the queue or releases the lock;
-/// the next in the queue is granted at once. A push that is open then goes into quarantine (R4).
+/// An open session: in the queue for its lock, or with the lock. Dropping it leaves the queue or releases the
+/// lock; the next in the queue is granted at once. A push that is open then goes into quarantine (R4).
 pub struct Hold {
     pub(super) cache: Cache,
     pub(super) hold: u32,
@@ -35,8 +35,8 @@ impl Hold {
         self.id
     }
 
-    /// Waits for the lock. Looks every `LIVENESS_POLL` whether the holder died (then repairs and goes on) or has held
-    /// longer than `lock_hold_ms` (then revokes).
+    /// Waits for the lock. Looks every `LIVENESS_POLL` whether the holder died (then repairs and goes on) or
+    /// has held longer than `lock_hold_ms` (then revokes).
     ///
     /// # Errors
     /// `OwnershipLost`; `Timeout` if a stopped process keeps a part of the cache locked.
@@ -58,7 +58,8 @@ impl Hold {
         }
     }
 
-    /// For asynchronous waits: the look that [`Hold::wait`] takes, once. Call it every `LIVENESS_POLL` while waiting.
+    /// For asynchronous waits: the look that [`Hold::wait`] takes, once. Call it every `LIVENESS_POLL` while
+    /// waiting.
     ///
     /// # Errors
     /// As [`Hold::wait`].
@@ -94,8 +95,8 @@ impl Hold {
         Ok(self.cache.inner.lock_shard(self.shard)?.info(self.entry))
     }
 
-    /// The current archive; empty if there is none. Stays as it is until the next publish through this hold, even if the
-    /// lock is revoked.
+    /// The current archive; empty if there is none. Stays as it is until the next publish through this hold,
+    /// even if the lock is revoked.
     pub fn bytes(&self) -> &[u8] {
         let record = &self.cache.inner.segment.holds[self.hold];
         if record.state.read() == hold_state::WAITING {
@@ -104,7 +105,8 @@ impl Hold {
         self.cache.inner.block_bytes(record.block.read(), record.block_bytes.read())
     }
 
-    /// Allocates a block for a new archive of `bytes` and gives it out for writing. A second call gives the first back.
+    /// Allocates a block for a new archive of `bytes` and gives it out for writing. A second call gives the
+    /// first back.
     ///
     /// # Errors
     /// `Full`, `TooLarge`, `OwnershipLost`, `LockLost`; nothing is changed then.
@@ -143,14 +145,16 @@ impl Hold {
         record.staged_bytes.write(bytes);
         let offset = segment.geometry.heap.offset + block.0 as usize * BLOCK_UNIT_BYTES;
         let mut range = segment.memory.range(offset, bytes as usize);
-        // SAFETY: the range lies in the mapping, which `self.cache` keeps alive (asserted by `range`). Its owner word names
-        // this hold, so no other party reads or writes it before `publish` (invariants 2 and 3); `&mut self` keeps this
-        // hold's other calls away while the slice lives. Bytes have no invalid values.
+        // SAFETY: the range lies in the mapping, which `self.cache` keeps alive (asserted by `range`). Its
+        // owner word names this hold, so no other party reads or writes it before `publish` (invariants 2 and
+        // 3); `&mut self` keeps this hold's other calls away while the slice lives. Bytes have no invalid
+        // values.
         Ok(unsafe { range.as_mut() })
     }
 
-    /// Replaces the facts that were given at the insertion, before the first publish: an adopter takes the entry before it
-    /// claims and fetches, so that nobody else of this node does, and knows them only afterwards.
+    /// Replaces the facts that were given at the insertion, before the first publish: an adopter takes the
+    /// entry before it claims and fetches, so that nobody else of this node does, and knows them only
+    /// afterwards.
     ///
     /// # Errors
     /// As [`Hold::publish`].
@@ -161,10 +165,12 @@ impl Hold {
         Ok(())
     }
 
-    /// Makes the staged block the entry's archive. Anything that is pinned by readers stays until they let go.
+    /// Makes the staged block the entry's archive. Anything that is pinned by readers stays until they let
+    /// go.
     ///
     /// # Errors
-    /// `Invalid` if nothing is staged; `Gone` if the entry is a tombstone; `OwnershipLost`, `LockLost`, `Timeout` (a stopped process): nothing is changed.
+    /// `Invalid` if nothing is staged; `Gone` if the entry is a tombstone; `OwnershipLost`, `LockLost`,
+    /// `Timeout` (a stopped process): nothing is changed.
     pub fn publish(&mut self, version: Version, expiry_ms: u64) -> Result<()> {
         let guard = self.cache.inner.lock_shard(self.shard)?;
         guard.check_granted(self.hold)?;
@@ -205,8 +211,8 @@ impl Hold {
         Ok(())
     }
 
-    /// Turns the entry into a tombstone of `version`; its cache block is freed. It leaves the cache when this hold is
-    /// released and no place is held.
+    /// Turns the entry into a tombstone of `version`; its cache block is freed. It leaves the cache when this
+    /// hold is released and no place is held.
     ///
     /// # Errors
     /// As [`Hold::publish`].
@@ -232,11 +238,13 @@ impl Hold {
         Ok(self.info()?.places.iter().find(|place| place.server == server).copied())
     }
 
-    /// Opens a push to the lease of `book`: finds the entry's place there or takes a new slot, allocates the block.
+    /// Opens a push to the lease of `book`: finds the entry's place there or takes a new slot, allocates the
+    /// block.
     ///
     /// # Errors
-    /// `Full` (lease), `Busy` (a push is open there, or all places are taken), `Unreachable` (book not active),
-    /// `Invalid` (a touch without an acked archive), `OwnershipLost`, `LockLost`, `Timeout` (a stopped process).
+    /// `Full` (lease), `Busy` (a push is open there, or all places are taken), `Unreachable` (book not
+    /// active), `Invalid` (a touch without an acked archive), `OwnershipLost`, `LockLost`, `Timeout` (a
+    /// stopped process).
     pub fn begin_push(&mut self, book: BookIndex, kind: PushKind) -> Result<Push> {
         let guard = self.cache.inner.lock_shard(self.shard)?;
         guard.check_granted(self.hold)?;
@@ -246,8 +254,8 @@ impl Hold {
     /// The push is acked: the place has `version`, and its previous block is free (R7).
     ///
     /// # Errors
-    /// `LockLost` if the lock was revoked meanwhile: the slot is in quarantine then (R4). `OwnershipLost`, `Invalid` (no such
-    /// push), `Timeout` (a stopped process; call again).
+    /// `LockLost` if the lock was revoked meanwhile: the slot is in quarantine then (R4). `OwnershipLost`,
+    /// `Invalid` (no such push), `Timeout` (a stopped process; call again).
     pub fn end_push(&mut self, push: &Push, version: Version, expiry_ms: u64) -> Result<()> {
         let guard = self.cache.inner.lock_shard(self.shard)?;
         guard.check_granted(self.hold)?;
@@ -274,12 +282,12 @@ impl Hold {
         guard.abandon_push(self.entry, push, self.cache.inner.word)
     }
 
-    /// Frees the place's slot and block in its book; the caller has had its tombstone or "moved" acked (R9, R11), or the
-    /// server's life is over.
+    /// Frees the place's slot and block in its book; the caller has had its tombstone or "moved" acked (R9,
+    /// R11), or the server's life is over.
     ///
     /// # Errors
-    /// `NotYet` if the session is gone and another slot of it is in quarantine: its stale cell could outlive the tombstone.
-    /// `Busy` if a push is open there; otherwise as [`Hold::publish`].
+    /// `NotYet` if the session is gone and another slot of it is in quarantine: its stale cell could outlive
+    /// the tombstone. `Busy` if a push is open there; otherwise as [`Hold::publish`].
     pub fn free_place(&mut self, place: PlaceIndex) -> Result<()> {
         let guard = self.cache.inner.lock_shard(self.shard)?;
         guard.check_granted(self.hold)?;
@@ -362,8 +370,8 @@ impl Inner {
         let words = &self.segment.entries[entry];
         let holder = words.holder.read();
         let Some(hold) = holder.checked_sub(1) else {
-            // Nobody has the lock and it was not passed on: whoever should have, died at it. Taking the shard's lock over
-            // from it repairs that.
+            // Nobody has the lock and it was not passed on: whoever should have, died at it. Taking the
+            // shard's lock over from it repairs that.
             self.lock_shard(shard)?.grant_next(entry);
             return Ok(());
         };
@@ -396,10 +404,10 @@ impl Inner {
         let Some(block) = word_block(block) else { return &[] };
         let offset = self.segment.geometry.heap.offset + block.0 as usize * BLOCK_UNIT_BYTES;
         let range = self.segment.memory.range(offset, bytes as usize);
-        // SAFETY: the range lies in the mapping, which `self` keeps alive (asserted by `range`). The block was published
-        // before the caller's hold pinned it, both under the shard's lock, so its bytes are written and visible; while it is
-        // pinned nobody writes it (invariants 2 and 7, the exception to 10). The borrow of the hold's owner ends before
-        // the hold is released. Bytes have no invalid values.
+        // SAFETY: the range lies in the mapping, which `self` keeps alive (asserted by `range`). The block
+        // was published before the caller's hold pinned it, both under the shard's lock, so its bytes are
+        // written and visible; while it is pinned nobody writes it (invariants 2 and 7, the exception to 10).
+        // The borrow of the hold's owner ends before the hold is released. Bytes have no invalid values.
         unsafe { range.as_ref() }
     }
 }

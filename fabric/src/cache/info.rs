@@ -13,7 +13,8 @@ use std::ops::Deref;
 pub enum SegmentState {
     /// In use.
     Alive,
-    /// The director prepares the end of this incarnation: finish, take nothing new. The cache itself refuses nothing.
+    /// The director prepares the end of this incarnation: finish, take nothing new. The cache itself refuses
+    /// nothing.
     Draining,
     /// The incarnation is over; every operation fails with `OwnershipLost`.
     Poisoned,
@@ -53,7 +54,8 @@ pub enum Opened {
 
 /// What an insert found.
 pub enum Inserted {
-    /// A new entry in state `Adopting`, locked by the caller. Published to, it is `Live`; released without, it is gone.
+    /// A new entry in state `Adopting`, locked by the caller. Published to, it is `Live`; released without,
+    /// it is gone.
     Granted(Hold),
     /// There is one already.
     Exists,
@@ -66,8 +68,8 @@ pub struct EntryInit {
     pub created_ms: u64,
     /// Absolute end, Unix ms.
     pub absolute_ms: u64,
-    /// It comes from a sealed lease: this node has a claim on it (R1), and its slots are kept while sealed copies may
-    /// exist (R10).
+    /// It comes from a sealed lease: this node has a claim on it (R1), and its slots are kept while sealed
+    /// copies may exist (R10).
     pub adopted: bool,
 }
 
@@ -78,7 +80,8 @@ pub enum EntryState {
     Adopting,
     /// Has an archive.
     Live,
-    /// Destroyed or expired; the tombstone is kept while places are held (R9, R10). Its version is the tombstone's.
+    /// Destroyed or expired; the tombstone is kept while places are held (R9, R10). Its version is the
+    /// tombstone's.
     Gone,
 }
 
@@ -278,8 +281,9 @@ pub struct Quarantined {
     pub server: Incarnation,
     /// The slot.
     pub slot: SlotIndex,
-    /// The sequence for a cell that supersedes whatever the writer may have left there. The steward writes "moved" with it
-    /// before it releases the slot: an old live cell of a session that is destroyed later must not revive it (R9).
+    /// The sequence for a cell that supersedes whatever the writer may have left there. The steward writes
+    /// "moved" with it before it releases the slot: an old live cell of a session that is destroyed later
+    /// must not revive it (R9).
     pub sequence: Sequence,
     /// The session that the writer pushed.
     pub id: SessionId,

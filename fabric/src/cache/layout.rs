@@ -1,7 +1,8 @@
-//! The layout of a cache segment: every structure and offset in one place. Bump [`LAYOUT_VERSION`] whenever a byte moves.
+//! The layout of a cache segment: every structure and offset in one place. Bump [`LAYOUT_VERSION`] whenever a
+//! byte moves.
 //!
-//! All words are atomics and every store to them is a Release (see [`Word`]), so that what a killed process leaves behind
-//! is always a prefix of its program: a store that is there vouches for all stores before it.
+//! All words are atomics and every store to them is a Release (see [`Word`]), so that what a killed process
+//! leaves behind is always a prefix of its program: a store that is there vouches for all stores before it.
 
 use super::memory::Words;
 use super::{BookState, CacheSpec};
@@ -36,8 +37,8 @@ pub trait Word {
     type Value;
     /// Acquire load; pairs with every [`Word::write`].
     fn read(&self) -> Self::Value;
-    /// Release store: all stores before it in this process are visible to whoever reads it, also if the process is
-    /// killed right after.
+    /// Release store: all stores before it in this process are visible to whoever reads it, also if the
+    /// process is killed right after.
     fn write(&self, value: Self::Value);
 }
 
@@ -203,7 +204,8 @@ pub struct Content {
     pub state: AtomicU32,
 }
 
-/// `state` of a place. For the last two, the lowest bit says which of the two blocks the newest acked cell names.
+/// `state` of a place. For the last two, the lowest bit says which of the two blocks the newest acked cell
+/// names.
 pub mod place_state {
     pub const EMPTY: u32 = 0;
     /// A slot is being taken; `Place::slot` may be owned already.
@@ -289,7 +291,8 @@ pub struct BookRecord {
     pub reserved_b: [AtomicU64; 5],
 }
 
-/// What the allocator keeps of one slot of a lease, beside its owner word. All but `sequence` only while in quarantine.
+/// What the allocator keeps of one slot of a lease, beside its owner word. All but `sequence` only while in
+/// quarantine.
 #[repr(C)]
 pub struct SlotRecord {
     /// Sequence of the newest cell that was, or may have been, written there.
@@ -389,8 +392,8 @@ const _: () = {
 macro_rules! words {
     ($($name:ty),*) => {
         $(
-            // SAFETY: the type is `repr(C)` and has nothing but atomics, for which every bit pattern is valid, and which
-            // other processes may change under a shared reference (invariant 10).
+            // SAFETY: the type is `repr(C)` and has nothing but atomics, for which every bit pattern is
+            // valid, and which other processes may change under a shared reference (invariant 10).
             unsafe impl Words for $name {}
         )*
     };

@@ -1,4 +1,5 @@
-//! The memory behind a segment, and typed windows into it. The only place of the cache that deals in addresses.
+//! The memory behind a segment, and typed windows into it. The only place of the cache that deals in
+//! addresses.
 
 use super::layout::Piece;
 use crate::error::{Error, ErrorKind, Origin, Result};
@@ -14,7 +15,8 @@ use std::sync::Arc;
 /// `repr(C)`, nothing but atomics inside, every bit pattern valid.
 pub unsafe trait Words {}
 
-/// A mapped segment: shared between processes, or private to this one. Zeroed when new. Unmapped when dropped.
+/// A mapped segment: shared between processes, or private to this one. Zeroed when new. Unmapped when
+/// dropped.
 pub struct Memory {
     base: NonNull<u8>,
     bytes: usize,
@@ -27,8 +29,9 @@ enum Backing {
     Private,
 }
 
-// SAFETY: a `Memory` is an address range and its owner. All access goes through atomics, or through ranges that the cache's
-// protocol gives to one party at a time (invariants 2 and 7), so it does not matter which thread has it.
+// SAFETY: a `Memory` is an address range and its owner. All access goes through atomics, or through ranges
+// that the cache's protocol gives to one party at a time (invariants 2 and 7), so it does not matter which
+// thread has it.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
 unsafe impl Sync for Memory {}
@@ -92,8 +95,8 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Backing::Private = self.backing {
-            // SAFETY: the range was mapped by `private` with this length, nobody else unmaps it, and every window into it
-            // keeps the `Memory` alive, so none is left.
+            // SAFETY: the range was mapped by `private` with this length, nobody else unmaps it, and every
+            // window into it keeps the `Memory` alive, so none is left.
             let result = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
             debug_assert!(result.is_ok());
         }
@@ -128,8 +131,8 @@ impl<T: Words> Array<T> {
     #[inline]
     pub fn as_slice(&self) -> &[T] {
         debug_assert!(self.memory.bytes >= self.count * size_of::<T>());
-        // SAFETY: `Memory::array` checked bounds and alignment; the mapping lives as long as `self.memory`; `T: Words`
-        // makes every bit pattern valid and shared change allowed (invariant 10).
+        // SAFETY: `Memory::array` checked bounds and alignment; the mapping lives as long as `self.memory`;
+        // `T: Words` makes every bit pattern valid and shared change allowed (invariant 10).
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
     }
 }
@@ -138,8 +141,8 @@ impl<T: Words> Index<u32> for Array<T> {
     type Output = T;
 
     /// # Panics
-    /// If out of bounds. Indices come from words that only this node's processes write (invariant 7), so that is a
-    /// programmer's error.
+    /// If out of bounds. Indices come from words that only this node's processes write (invariant 7), so that
+    /// is a programmer's error.
     #[inline]
     fn index(&self, index: u32) -> &T {
         &self.as_slice()[index as usize]

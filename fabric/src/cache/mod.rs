@@ -1,9 +1,10 @@
 //! The node's cache: one shared-memory segment, used by all processes of the node at once.
 //!
-//! It holds the archives of the sessions that the node hosts, the index that finds them, the sessions' locks and pins, the
-//! view that the steward last got, and the allocators of the node's leases. `kill -9` of any process at any instruction
-//! leaves it consistent: every change has one word whose store makes it happen, and whoever meets a dead process's traces
-//! finishes or undoes them (see `ARCHITECTURE.md`, "The cache segment").
+//! It holds the archives of the sessions that the node hosts, the index that finds them, the sessions' locks
+//! and pins, the view that the steward last got, and the allocators of the node's leases. `kill -9` of any
+//! process at any instruction leaves it consistent: every change has one word whose store makes it happen,
+//! and whoever meets a dead process's traces finishes or undoes them (see `ARCHITECTURE.md`, "The cache
+//! segment").
 //!
 //! Callers: `node` only. On a poisoned segment every call fails with `OwnershipLost` (R3).
 
@@ -52,8 +53,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// This process's attachment to a segment. Clones share it; dropping the last gives the process slot back. A child made by
-/// fork must not use it: it is not the process that the table names.
+/// This process's attachment to a segment. Clones share it; dropping the last gives the process slot back. A
+/// child made by fork must not use it: it is not the process that the table names.
 #[derive(Clone)]
 pub struct Cache {
     inner: Arc<Inner>,
@@ -107,7 +108,8 @@ impl Inner {
 }
 
 impl Cache {
-    /// Creates the segment `name`, fully allocated, mode 0600, and attaches. The caller holds the creation lock.
+    /// Creates the segment `name`, fully allocated, mode 0600, and attaches. The caller holds the creation
+    /// lock.
     ///
     /// # Errors
     /// `Full` if /dev/shm is too small (says how large it is, and what to do), `Conflict` if the name exists.
@@ -118,8 +120,8 @@ impl Cache {
     /// Attaches to the segment `name`. The caller holds the creation lock.
     ///
     /// # Errors
-    /// `NotReady`, `VersionMismatch`, `TooSmall`, `Corrupt`, `Denied` (another user's), `Busy` (no process slot left),
-    /// `OwnershipLost` if it is poisoned, `Os` if it is not there.
+    /// `NotReady`, `VersionMismatch`, `TooSmall`, `Corrupt`, `Denied` (another user's), `Busy` (no process
+    /// slot left), `OwnershipLost` if it is poisoned, `Os` if it is not there.
     pub fn attach(name: &str, lock_file: Arc<LockFile>) -> Result<Self> {
         attach::attach(name, lock_file)
     }
@@ -134,7 +136,8 @@ impl Cache {
         attach::sibling(&self.inner)
     }
 
-    /// Simulates `kill -9` of a process attached to an anonymous segment: it counts as dead and nothing of it is undone.
+    /// Simulates `kill -9` of a process attached to an anonymous segment: it counts as dead and nothing of it
+    /// is undone.
     pub fn kill(self) {
         self.inner.killed.store(true, Ordering::Relaxed);
         self.inner.segment.processes.liveness().kill(self.inner.process.slot);
@@ -145,7 +148,8 @@ impl Cache {
         segment::unlink(name)
     }
 
-    /// Poisons (if it can be attached) and removes every segment of this node but `keep`. Under the creation lock.
+    /// Poisons (if it can be attached) and removes every segment of this node but `keep`. Under the creation
+    /// lock.
     pub fn remove_stale(prefix_and_node: &str, keep: Option<&str>) -> Result<u32> {
         segment::remove_stale(&format!("{prefix_and_node}-"), keep)
     }
@@ -180,7 +184,8 @@ impl Cache {
         self.inner.set_draining(draining);
     }
 
-    /// Ends this incarnation: everything waiting is woken, everything fails with `OwnershipLost`. Cannot be undone.
+    /// Ends this incarnation: everything waiting is woken, everything fails with `OwnershipLost`. Cannot be
+    /// undone.
     pub fn poison(&self) {
         self.inner.poison();
     }
@@ -260,7 +265,8 @@ impl Cache {
         self.inner.recount()
     }
 
-    /// The process's doorbell: rises when one of its waiting holds was granted or revoked, or the segment was poisoned.
+    /// The process's doorbell: rises when one of its waiting holds was granted or revoked, or the segment was
+    /// poisoned.
     pub fn doorbell(&self) -> u32 {
         self.inner.segment.processes.doorbell(self.inner.process.slot).read()
     }
@@ -275,7 +281,8 @@ impl Cache {
         self.inner.segment.processes.ring(self.inner.process.slot);
     }
 
-    /// Looks for processes that died, releases their holds, pins and waits, and puts their open pushes into quarantine.
+    /// Looks for processes that died, releases their holds, pins and waits, and puts their open pushes into
+    /// quarantine.
     pub fn repair_dead(&self) -> Result<Vec<ProcessInfo>> {
         self.inner.repair_dead()
     }
@@ -313,7 +320,8 @@ impl Cache {
         self.books().into_iter().find(|book| book.incarnation == server)
     }
 
-    /// Takes a free book for a server's life (or gives the one that it has); steward only. `Full` if none is free.
+    /// Takes a free book for a server's life (or gives the one that it has); steward only. `Full` if none is
+    /// free.
     pub fn activate_book(
         &self,
         server: &str,
@@ -329,7 +337,8 @@ impl Cache {
         self.inner.retire_book(book);
     }
 
-    /// A retiring book becomes free; steward only, after all places there were given up. Those that were not are void.
+    /// A retiring book becomes free; steward only, after all places there were given up. Those that were not
+    /// are void.
     pub fn reset_book(&self, book: BookIndex) {
         self.inner.reset_book(book);
     }

@@ -1,8 +1,8 @@
 //! Owner tables: allocators whose only truth is one word per thing, 0 = free, else its owner.
 //!
-//! Taking is a compare-and-swap of 0 to the owner; giving back, of the owner to 0. There are no lists. Before each try the
-//! caller's *intent* word is set to the thing + 1, so that after a kill the intent names the only thing that can have been
-//! taken without being named elsewhere.
+//! Taking is a compare-and-swap of 0 to the owner; giving back, of the owner to 0. There are no lists. Before
+//! each try the caller's *intent* word is set to the thing + 1, so that after a kill the intent names the
+//! only thing that can have been taken without being named elsewhere.
 
 use super::layout::{OWNER_GROUP, Word};
 use super::memory::Array;
@@ -71,8 +71,9 @@ impl OwnerTable {
             })
         };
         scan(from).or_else(|| {
-            // The hint is set before a second look, and `give` looks at it after it has freed a word: one of the two sees
-            // the other, so a free word never stays behind a "full" hint. (A kill in between is healed by `clear_hints`.)
+            // The hint is set before a second look, and `give` looks at it after it has freed a word: one of
+            // the two sees the other, so a free word never stays behind a "full" hint. (A kill in between is
+            // healed by `clear_hints`.)
             full.store(1, Ordering::SeqCst);
             let taken = scan(0);
             if taken.is_some() {

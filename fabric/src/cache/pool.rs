@@ -1,5 +1,5 @@
-//! The holds that a process has to give out. They lie in the segment; which of them are unused is this process's own
-//! affair and lies in its private memory, so that nothing has to be repaired when it dies.
+//! The holds that a process has to give out. They lie in the segment; which of them are unused is this
+//! process's own affair and lies in its private memory, so that nothing has to be repaired when it dies.
 
 use super::layout::HOLDS_PER_CHUNK;
 use super::owner::OwnerTable;
@@ -10,7 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 /// A stack of unused holds; popping and pushing is one compare-and-swap each.
 pub struct HoldPool {
-    /// `tag << 32 | hold + 1`; the tag rises with each change, so that a stale top is never taken for the current one.
+    /// `tag << 32 | hold + 1`; the tag rises with each change, so that a stale top is never taken for the
+    /// current one.
     top: AtomicU64,
     /// Hold + 1 below each hold.
     below: Box<[AtomicU32]>,

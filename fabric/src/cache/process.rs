@@ -8,7 +8,8 @@ use crate::sync::words::{AtomicU32, Ordering};
 use crate::sync::{LockFile, futex};
 use std::sync::Arc;
 
-/// Bits of a process's word that hold its slot + 1; the generation follows. Bit 31 stays free for the robust lock.
+/// Bits of a process's word that hold its slot + 1; the generation follows. Bit 31 stays free for the robust
+/// lock.
 const SLOT_BITS: u32 = 9;
 const GENERATION_MASK: u32 = (1 << (31 - SLOT_BITS)) - 1;
 
@@ -143,7 +144,8 @@ impl ProcessTable {
         if process.slot >= self.records.len() {
             return false;
         }
-        // The generation is read before the claim is looked at: a claim seen free after that is this life's end.
+        // The generation is read before the claim is looked at: a claim seen free after that is this life's
+        // end.
         let current = self.records[process.slot].life.read();
         current == process.generation << 1 | 1 && self.liveness.alive(process.slot)
     }

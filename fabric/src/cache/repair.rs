@@ -1,8 +1,9 @@
 //! Repair: bringing back what `kill -9` left behind.
 //!
-//! A shard is repaired by whoever takes its lock over from a dead holder; a process's holds, by whoever notices its death
-//! (a waiter, the steward, or the next process in its slot). Both can be cut off themselves and be begun anew by others,
-//! also at the same time: each step is done under a shard's lock and looks first whether it is still to be done.
+//! A shard is repaired by whoever takes its lock over from a dead holder; a process's holds, by whoever
+//! notices its death (a waiter, the steward, or the next process in its slot). Both can be cut off themselves
+//! and be begun anew by others, also at the same time: each step is done under a shard's lock and looks first
+//! whether it is still to be done.
 
 use super::layout::{HOLDS_PER_CHUNK, Word, content_state, entry_used, hold_state};
 use super::shard::Guard;
@@ -11,8 +12,8 @@ use crate::error::Result;
 use crate::sync::robust_lock;
 
 impl Guard<'_> {
-    /// Builds chains, lists and sums anew from what is true (entries by their owner words, holds by their states), and
-    /// finishes or undoes what was under way.
+    /// Builds chains, lists and sums anew from what is true (entries by their owner words, holds by their
+    /// states), and finishes or undoes what was under way.
     pub fn rebuild(&self) {
         let segment = &self.cache.segment;
         let buckets = segment.geometry.buckets;
@@ -47,7 +48,8 @@ impl Guard<'_> {
         }
     }
 
-    /// Joins the holds of all processes to their entries again, dead ones included: those are released one by one later.
+    /// Joins the holds of all processes to their entries again, dead ones included: those are released one by
+    /// one later.
     fn rebuild_lists(&self) {
         let segment = &self.cache.segment;
         for chunk in segment.hold_owners.iter(segment.hold_owners.len(), |owner| owner != 0) {
@@ -104,7 +106,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Releases everything that is held in the name of a slot's dead lives: an earlier repair may itself have been killed.
+    /// Releases everything that is held in the name of a slot's dead lives: an earlier repair may itself have
+    /// been killed.
     pub(super) fn repair_slot(&self, slot: u32) -> Result<()> {
         let segment = &self.segment;
         let dead = |word| {

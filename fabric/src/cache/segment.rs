@@ -154,7 +154,8 @@ pub fn remove_stale(prefix: &str, keep: Option<&str>) -> Result<u32> {
         if !is_ours || keep == Some(name.as_str()) {
             continue;
         }
-        // One that cannot be mapped or checked has never been used, or not by this version: removing its name is enough.
+        // One that cannot be mapped or checked has never been used, or not by this version: removing its name
+        // is enough.
         if let Ok(memory) = map(&name).map(Arc::new)
             && checked_spec(&memory).is_ok()
         {

@@ -1,8 +1,9 @@
 //! Work under a shard's lock: the index, what entries say, who holds, waits and pins, and the sums.
 //!
-//! Nothing here waits, enters the kernel (waking others happens after the lock is given back) or allocates on the heap.
-//! Every function may be cut off by `kill -9` after any store; `rebuild` brings the shard back from any such point. Stores
-//! that make something happen ("truth") come before those that only help to find it (chains, lists, sums).
+//! Nothing here waits, enters the kernel (waking others happens after the lock is given back) or allocates on
+//! the heap. Every function may be cut off by `kill -9` after any store; `rebuild` brings the shard back from
+//! any such point. Stores that make something happen ("truth") come before those that only help to find it
+//! (chains, lists, sums).
 
 use super::layout::{
     Content, Entry, FLAG_ADOPTED, HOLDS_PER_CHUNK, HoldRecord, SHARDS, Word, block_word, content_state,
@@ -198,8 +199,8 @@ impl<'a> Guard<'a> {
         &entry.content[(entry.current.read() & 1) as usize]
     }
 
-    /// Makes the entry say something else, in one store. The block before is freed, or left to those who pin it; `hold`,
-    /// whose own pin follows, does not count.
+    /// Makes the entry say something else, in one store. The block before is freed, or left to those who pin
+    /// it; `hold`, whose own pin follows, does not count.
     pub fn replace(&self, index: u32, hold: u32, new: &Replacement) {
         let entry = self.entry(index);
         let current = entry.current.read() & 1;

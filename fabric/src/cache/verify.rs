@@ -1,4 +1,5 @@
-//! Checks of a whole segment at rest, for tests and for `selvage` to look at a segment: the invariants that repair upholds.
+//! Checks of a whole segment at rest, for tests and for `selvage` to look at a segment: the invariants that
+//! repair upholds.
 
 use super::book::QUARANTINED;
 use super::layout::{Word, content_state, entry_used, hold_state, place_state, word_block};
@@ -9,9 +10,9 @@ use crate::sync::robust_lock;
 use std::collections::BTreeSet;
 
 impl Cache {
-    /// What is wrong in the segment; empty if nothing. Only at rest: no other process may work in it, and dead ones must have
-    /// been repaired. Finds stuck locks, entries outside chains, sums that are off, and owned things that their owner does
-    /// not name.
+    /// What is wrong in the segment; empty if nothing. Only at rest: no other process may work in it, and
+    /// dead ones must have been repaired. Finds stuck locks, entries outside chains, sums that are off, and
+    /// owned things that their owner does not name.
     ///
     /// # Errors
     /// `Timeout` if a shard is locked by a process that lives.

@@ -1,4 +1,5 @@
-//! Frames: a little-endian `u32` length and that many bytes, one postcard message. Pure; the director uses it with tokio.
+//! Frames: a little-endian `u32` length and that many bytes, one postcard message. Pure; the director uses it
+//! with tokio.
 
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::limits::MESSAGE_BYTES_MAX;

@@ -91,31 +91,35 @@ pub enum Refusal {
 pub enum ToServer {
     /// Director: heartbeat. Answered by [`FromServer::Report`].
     Beat,
-    /// Director: a new view. The server seals the leases of every incarnation in `view.dead` and of every node incarnation
-    /// that is in neither list; releases sealed leases of incarnations that are in neither list; and answers `Report`
-    /// after that. Refused with `OldTerm` unless term and number are both at least the newest seen (the same view again is
-    /// answered again). Send it to a server that the view drops, too: one that finds itself dropped begins a new
-    /// incarnation at once (leases freed, claims forgotten, node connections cut), which its next `Report` shows (R6).
+    /// Director: a new view. The server seals the leases of every incarnation in `view.dead` and of every
+    /// node incarnation that is in neither list; releases sealed leases of incarnations that are in neither
+    /// list; and answers `Report` after that. Refused with `OldTerm` unless term and number are both at least
+    /// the newest seen (the same view again is answered again). Send it to a server that the view drops, too:
+    /// one that finds itself dropped begins a new incarnation at once (leases freed, claims forgotten, node
+    /// connections cut), which its next `Report` shows (R6).
     SetView(View),
     /// Node: the lease of this connection's node incarnation; made at the first call. Answered by
     /// [`FromServer::Lease`] with the memfd beside it. Every process of the node asks for itself.
     Lease,
-    /// Node: claims, in one batch (R1). `epoch` is the claimant's view's; a server with an older one answers `NotYet`.
-    /// Answered by [`FromServer::Claims`], one answer per id. A node asks the up servers in the order of the view.
+    /// Node: claims, in one batch (R1). `epoch` is the claimant's view's; a server with an older one answers
+    /// `NotYet`. Answered by [`FromServer::Claims`], one answer per id. A node asks the up servers in the
+    /// order of the view.
     Claim {
         /// The claimant's view.
         epoch: Epoch,
         /// The sessions.
         ids: Vec<SessionId>,
     },
-    /// Node: gives up its claims on ids that it found nowhere, could not adopt, or whose session has ended. `Done`.
+    /// Node: gives up its claims on ids that it found nowhere, could not adopt, or whose session has ended.
+    /// `Done`.
     Unclaim {
         /// The sessions.
         ids: Vec<SessionId>,
     },
-    /// Node: the claims that it holds, told to a server that is new in its view (R1). The server answers claims and
-    /// fetches only after every node that was live when it joined the view (and still is) has sent `last`; so a node
-    /// sends one with `last` to every server that is new to it, even with no ids. Answered by `Done`.
+    /// Node: the claims that it holds, told to a server that is new in its view (R1). The server answers
+    /// claims and fetches only after every node that was live when it joined the view (and still is) has sent
+    /// `last`; so a node sends one with `last` to every server that is new to it, even with no ids. Answered
+    /// by `Done`.
     RegisterClaims {
         /// The claimant's view.
         epoch: Epoch,
@@ -124,28 +128,30 @@ pub enum ToServer {
         /// Nothing follows.
         last: bool,
     },
-    /// Node: the archives of sealed sessions, which the node must have claimed. Answered by [`FromServer::Archives`]. A
-    /// reply may hold fewer than asked: ask again for the rest. An id that is not claimed or has no live copy here is
-    /// answered with `error` set, so that asking for the rest ends.
+    /// Node: the archives of sealed sessions, which the node must have claimed. Answered by
+    /// [`FromServer::Archives`]. A reply may hold fewer than asked: ask again for the rest. An id that is not
+    /// claimed or has no live copy here is answered with `error` set, so that asking for the rest ends.
     Fetch {
         /// The sessions.
         ids: Vec<SessionId>,
     },
-    /// Node: the sessions of a sealed incarnation that are not settled, from a position. Answered by [`FromServer::Sealed`].
+    /// Node: the sessions of a sealed incarnation that are not settled, from a position. Answered by
+    /// [`FromServer::Sealed`].
     ListSealed {
         /// The ended incarnation.
         incarnation: Incarnation,
         /// 0 at first, then what the reply said.
         cursor: u64,
     },
-    /// Node: these sessions have their full placement acked by their new owner, at these versions (R10). `Done`; `Denied`
-    /// with nothing changed if a sealed session among them is not claimed by the sender.
+    /// Node: these sessions have their full placement acked by their new owner, at these versions (R10).
+    /// `Done`; `Denied` with nothing changed if a sealed session among them is not claimed by the sender.
     Settle {
         /// The sessions and the version that is safe.
         sessions: Vec<(SessionId, Version)>,
     },
-    /// Node: these sessions are destroyed or expired; sealed copies up to the version are gone for ever (R9, R14), and the
-    /// sender's claims on them end. `Done`; `Denied` with nothing changed if another live node has claimed one of them.
+    /// Node: these sessions are destroyed or expired; sealed copies up to the version are gone for ever (R9,
+    /// R14), and the sender's claims on them end. `Done`; `Denied` with nothing changed if another live node
+    /// has claimed one of them.
     Destroyed {
         /// The sessions and the version of their tombstone.
         sessions: Vec<(SessionId, Version)>,
@@ -197,8 +203,8 @@ pub enum FromServer {
 /// Answer to one claim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ClaimAnswer {
-    /// The claim is the asker's, and this is the newest sealed copy here: its version, whether it is live (a tombstone
-    /// of that version otherwise), its expiry. `None`: no copy here; "moved" counts as none (R11).
+    /// The claim is the asker's, and this is the newest sealed copy here: its version, whether it is live (a
+    /// tombstone of that version otherwise), its expiry. `None`: no copy here; "moved" counts as none (R11).
     Granted(Option<SealedCopy>),
     /// That live incarnation has claimed it already.
     Elsewhere(Incarnation),
@@ -269,17 +275,20 @@ pub struct LeaseReport {
 /// From a node to the director.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum ToDirector {
-    /// A new node life wants an incarnation. The sender has made sure, by the node's lock, that no process of an older
-    /// life of this node can act any more or that its cache is poisoned; the director ends the older life at once.
+    /// A new node life wants an incarnation. The sender has made sure, by the node's lock, that no process of
+    /// an older life of this node can act any more or that its cache is poisoned; the director ends the older
+    /// life at once.
     Register,
-    /// A new steward takes over a living incarnation (or the director came back). The first message on its connection.
+    /// A new steward takes over a living incarnation (or the director came back). The first message on its
+    /// connection.
     Resume {
         /// The newest epoch that this node has seen (R12).
         epoch: Epoch,
     },
     /// Heartbeat.
     Beat(NodeBeat),
-    /// Answer to `PrepareDrain`: every session has all copies that the view can give, no lock is held, no push is open.
+    /// Answer to `PrepareDrain`: every session has all copies that the view can give, no lock is held, no
+    /// push is open.
     Drained,
 }
 
@@ -325,7 +334,8 @@ pub enum FromDirector {
     PrepareDrain,
     /// The incarnation is over: poison the cache; register anew unless drained.
     Over {
-        /// The operator has drained this node: ask again with `Register` at each heartbeat; refused until undrained.
+        /// The operator has drained this node: ask again with `Register` at each heartbeat; refused until
+        /// undrained.
         drained: bool,
     },
     /// Refused.

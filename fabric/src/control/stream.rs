@@ -1,8 +1,10 @@
-//! A blocking control connection over a Unix socket, with bounded waits, descriptor passing and peer credentials.
+//! A blocking control connection over a Unix socket, with bounded waits, descriptor passing and peer
+//! credentials.
 //!
-//! Invariants: the socket never blocks (every wait is a `poll` with a time limit) and is closed on exec; a read never goes
-//! past the frame it is for, so a descriptor that arrives belongs to the message it was sent with; memory for a message grows
-//! with the bytes that arrive, not with what the peer announces. Callers: node processes, session servers, tools.
+//! Invariants: the socket never blocks (every wait is a `poll` with a time limit) and is closed on exec; a
+//! read never goes past the frame it is for, so a descriptor that arrives belongs to the message it was sent
+//! with; memory for a message grows with the bytes that arrive, not with what the peer announces. Callers:
+//! node processes, session servers, tools.
 
 use super::frame::{PREFIX_BYTES, body_bytes_within, decode, encode};
 use super::message::{Hello, HelloReply, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal, Role};
@@ -62,7 +64,8 @@ impl Stream {
     /// Connects.
     ///
     /// # Errors
-    /// `Unreachable` if nobody listens or it takes longer than `timeout`; `Invalid` for a path that no socket can have.
+    /// `Unreachable` if nobody listens or it takes longer than `timeout`; `Invalid` for a path that no socket
+    /// can have.
     pub fn connect(path: &Path, timeout: Duration) -> Result<Self> {
         let address = SocketAddrUnix::new(path).map_err(|error| {
             let what = format!("{} cannot be the path of a socket", path.display());
@@ -114,8 +117,8 @@ impl Stream {
         self.peer
     }
 
-    /// A second handle to the same connection that can only send, for another thread. From then on only one of the two
-    /// may send.
+    /// A second handle to the same connection that can only send, for another thread. From then on only one
+    /// of the two may send.
     ///
     /// # Errors
     /// `Os`.
@@ -138,10 +141,12 @@ impl Stream {
         self.sender.send_with(message, fd, timeout)
     }
 
-    /// Receives the next message and the descriptor beside it. After `Timeout` a later call goes on where it stopped.
+    /// Receives the next message and the descriptor beside it. After `Timeout` a later call goes on where it
+    /// stopped.
     ///
     /// # Errors
-    /// `Timeout`; `Unreachable` when the peer has closed; `Corrupt` for bytes that are no message: drop the connection.
+    /// `Timeout`; `Unreachable` when the peer has closed; `Corrupt` for bytes that are no message: drop the
+    /// connection.
     pub fn recv<T: DeserializeOwned>(&mut self, timeout: Duration) -> Result<(T, Option<OwnedFd>)> {
         self.recv_within(MESSAGE_BYTES_MAX, timeout)
     }

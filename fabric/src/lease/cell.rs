@@ -50,8 +50,8 @@ pub struct Cell {
     pub id: SessionId,
     /// Decides which cell of the pair is newer.
     pub sequence: Sequence,
-    /// Decides between copies. The archive inside the block has the same epoch, and the same counter or, after touches
-    /// (R13), a lower one.
+    /// Decides between copies. The archive inside the block has the same epoch, and the same counter or,
+    /// after touches (R13), a lower one.
     pub version: Version,
     /// What it says.
     pub state: CellState,

@@ -35,7 +35,8 @@ impl LeaseHeader {
     /// Writes the header into fresh, zeroed memory; the version last.
     ///
     /// # Errors
-    /// `Invalid` for sizes or a name outside their limits; `TooSmall` if the memory is smaller than the sizes say.
+    /// `Invalid` for sizes or a name outside their limits; `TooSmall` if the memory is smaller than the sizes
+    /// say.
     pub fn write(&self, memory: &dyn LeaseMemory) -> Result<()> {
         self.geometry.check()?;
         if !name_is_valid(self.node.as_bytes()) {

@@ -1,7 +1,8 @@
 //! The index of sealed leases: which sessions are in them, and at which version.
 //!
-//! It keeps private copies of the cells, so that nothing its former owner writes later can change them. The table is open
-//! addressing over positions with a hash that is keyed at random: a hostile node may choose the ids in its own lease.
+//! It keeps private copies of the cells, so that nothing its former owner writes later can change them. The
+//! table is open addressing over positions with a hash that is keyed at random: a hostile node may choose the
+//! ids in its own lease.
 
 use super::cell::{ArchiveChecksum, Cell, CellState};
 use super::layout::{BlockOffset, LeaseGeometry};
@@ -77,7 +78,8 @@ pub struct LeaseIndex {
 }
 
 impl LeaseIndex {
-    /// Indexes a scan. "Moved" is not here (R11); a tombstone beats a live copy of the same or a lower version.
+    /// Indexes a scan. "Moved" is not here (R11); a tombstone beats a live copy of the same or a lower
+    /// version.
     pub fn new(scan: &ScanReport) -> Self {
         let mut index = Self::with_capacity(scan.cells.len());
         scan.cells.iter().for_each(|(_, cell)| index.add(cell));
@@ -132,8 +134,8 @@ impl LeaseIndex {
         self.unsettled
     }
 
-    /// Adds cells. The table is far larger than the processor's caches and hit at random: the entries of a batch are
-    /// loaded first, so that their misses overlap instead of coming one after the other.
+    /// Adds cells. The table is far larger than the processor's caches and hit at random: the entries of a
+    /// batch are loaded first, so that their misses overlap instead of coming one after the other.
     fn add_batch(&mut self, cells: &[Cell]) {
         let mask = self.table.len() - 1;
         let near = |sum: u64, cell: &Cell| sum ^ self.table[self.hash(&cell.id) as usize & mask];
@@ -238,7 +240,8 @@ impl SealedIndex {
         self.leases.get(&lease)
     }
 
-    /// The best copy of a session over all leases, and the lease it is in: the highest version, a tombstone first.
+    /// The best copy of a session over all leases, and the lease it is in: the highest version, a tombstone
+    /// first.
     pub fn find(&self, id: &SessionId) -> Option<(u64, &SessionCopy)> {
         let found = self.leases.iter().filter_map(|(lease, index)| Some((*lease, index.find(id)?)));
         found.reduce(|best, other| if other.1.beats(best.1) { other } else { best })
@@ -260,8 +263,8 @@ impl SealedIndex {
         }
     }
 
-    /// Live copies whose expiry is before `before_ms` (now less the allowance for clock skew) become tombstones of their
-    /// version (R14). Returns how many.
+    /// Live copies whose expiry is before `before_ms` (now less the allowance for clock skew) become
+    /// tombstones of their version (R14). Returns how many.
     pub fn sweep(&mut self, before_ms: u64) -> u64 {
         let mut swept = 0;
         for index in self.leases.values_mut() {

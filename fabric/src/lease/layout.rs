@@ -4,9 +4,10 @@
 //! header page (4096 B) | slot table: slot_count pairs of 64-byte cells | padding to 4096 | heap of 256-byte units
 //! ```
 //!
-//! All numbers are little-endian. The structures exist for their offsets; nothing ever makes a reference to one in shared
-//! memory (invariant 10). Each word that changes after creation has a cache line of its own, and one writer. `docs/layout.md`
-//! shows the tables that [`layout_table`] makes from this file; a test compares them.
+//! All numbers are little-endian. The structures exist for their offsets; nothing ever makes a reference to
+//! one in shared memory (invariant 10). Each word that changes after creation has a cache line of its own,
+//! and one writer. `docs/layout.md` shows the tables that [`layout_table`] makes from this file; a test
+//! compares them.
 
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::limits::BLOCK_UNIT_BYTES;
@@ -106,8 +107,8 @@ pub struct SlotIndex(pub u32);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct BlockOffset(pub u32);
 
-/// Sequence of a slot: rises by one (wrapping) with each cell that is written there, whichever session it is for. Cell
-/// `sequence & 1` of the pair holds it. The first cell of a slot has sequence 1.
+/// Sequence of a slot: rises by one (wrapping) with each cell that is written there, whichever session it is
+/// for. Cell `sequence & 1` of the pair holds it. The first cell of a slot has sequence 1.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Sequence(pub u32);
 

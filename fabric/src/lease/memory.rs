@@ -3,8 +3,8 @@
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::sync::words::{AtomicU64, Ordering};
 
-/// Memory of a lease. All accesses are copies or atomic words; no plain reference into it is ever made (invariant 10).
-/// Words are 8 bytes, aligned, little-endian.
+/// Memory of a lease. All accesses are copies or atomic words; no plain reference into it is ever made
+/// (invariant 10). Words are 8 bytes, aligned, little-endian.
 pub trait LeaseMemory: Send + Sync {
     /// Its size.
     fn bytes(&self) -> u64;
@@ -13,7 +13,8 @@ pub trait LeaseMemory: Send + Sync {
     /// # Errors
     /// `Corrupt` if it lies outside.
     fn read(&self, offset: u64, out: &mut [u8]) -> Result<()>;
-    /// Copies into a range, by relaxed words. The caller is the only writer of the words that the range touches.
+    /// Copies into a range, by relaxed words. The caller is the only writer of the words that the range
+    /// touches.
     ///
     /// # Errors
     /// `Corrupt` if it lies outside.
@@ -30,7 +31,8 @@ pub trait LeaseMemory: Send + Sync {
     fn store_u64(&self, offset: u64, value: u64) -> Result<()>;
 }
 
-/// Words that can be read and written as a lease: whatever gives a slice of atomic words is a [`LeaseMemory`].
+/// Words that can be read and written as a lease: whatever gives a slice of atomic words is a
+/// [`LeaseMemory`].
 pub trait Words: Send + Sync {
     /// The words.
     fn words(&self) -> &[AtomicU64];

@@ -1,7 +1,8 @@
 //! A lease: the range of one server's memory that exactly one node incarnation may write.
 //!
-//! Everything here is pure code over [`LeaseMemory`], which is a server's memfd, a heap buffer in tests and simulation, or
-//! later a registered memory region. What it reads there is hostile: copied out, bounded, checked, then used.
+//! Everything here is pure code over [`LeaseMemory`], which is a server's memfd, a heap buffer in tests and
+//! simulation, or later a registered memory region. What it reads there is hostile: copied out, bounded,
+//! checked, then used.
 
 mod cell;
 mod header;

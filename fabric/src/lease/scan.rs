@@ -1,7 +1,7 @@
 //! Reading a sealed lease: which cell of each slot counts, and the archive behind a cell.
 //!
-//! The memory is hostile: its former owner may write anything there, and may go on writing. So each slot is read once, and
-//! what was read is checked and kept; an archive is copied out before it is looked at.
+//! The memory is hostile: its former owner may write anything there, and may go on writing. So each slot is
+//! read once, and what was read is checked and kept; an archive is copied out before it is looked at.
 
 use super::cell::{ArchiveChecksum, Cell, CellFault, CellState, sequence_of};
 use super::index::SessionCopy;
@@ -55,8 +55,9 @@ pub struct ScanReport {
     pub bad: BadCells,
 }
 
-/// Reads every slot of a sealed lease and takes the newer whole cell of each pair. The archive of a cell that carries a
-/// checksum is checked, because its transport keeps no order; where it does not match, the older cell counts.
+/// Reads every slot of a sealed lease and takes the newer whole cell of each pair. The archive of a cell that
+/// carries a checksum is checked, because its transport keeps no order; where it does not match, the older
+/// cell counts.
 ///
 /// # Errors
 /// `Corrupt` if the memory is smaller than the geometry says.
@@ -112,16 +113,17 @@ struct Scanner<'a> {
     limits: &'a ArchiveLimits,
     archive: AlignedVec,
     bad: BadCells,
-    /// Blocks of live sessions are apart, so their archives cannot have more bytes than the heap. A hostile node that names
-    /// one block in every cell would otherwise make others fetch the same megabyte a million times.
+    /// Blocks of live sessions are apart, so their archives cannot have more bytes than the heap. A hostile
+    /// node that names one block in every cell would otherwise make others fetch the same megabyte a million
+    /// times.
     heap_left: u64,
     /// Likewise for the archives that are checked, of which each pair may have two.
     checked_left: u64,
 }
 
 impl Scanner<'_> {
-    /// The newest whole cell of a pair. If the first one tried is whole it counts, whatever the other one is: it is the
-    /// newer one of two whole ones, or the only whole one.
+    /// The newest whole cell of a pair. If the first one tried is whole it counts, whatever the other one is:
+    /// it is the newer one of two whole ones, or the only whole one.
     fn choose(&mut self, pair: &[u8; SLOT_BYTES]) -> Result<Option<Cell>> {
         if *pair == [0; SLOT_BYTES] {
             return Ok(None);
@@ -185,9 +187,9 @@ fn archive_offset(geometry: &LeaseGeometry, cell: &Cell, limits: &ArchiveLimits)
     (1..=limits.archive_bytes_max).contains(&bytes).then(|| geometry.block_offset(cell.block, bytes))?
 }
 
-/// Copies the archive of a sealed live copy out, and checks bounds, checksum, validity, id and version (R7): the archive
-/// must carry the cell's id and epoch, and its counter or, after touches (R13), a lower one. A higher counter means that
-/// the block was used again, which R7 forbids while a cell names it.
+/// Copies the archive of a sealed live copy out, and checks bounds, checksum, validity, id and version (R7):
+/// the archive must carry the cell's id and epoch, and its counter or, after touches (R13), a lower one. A
+/// higher counter means that the block was used again, which R7 forbids while a cell names it.
 ///
 /// # Errors
 /// `Corrupt` with what did not match; `Gone` for a tombstone.

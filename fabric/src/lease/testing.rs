@@ -15,8 +15,8 @@ pub(crate) fn compare_golden(path: &str, bytes: &[u8]) {
     );
 }
 
-/// Compares the section of a document between `<!-- name: generated -->` and `<!-- name: end -->` with what it should be;
-/// with `SELVAGE_BLESS=1` in the environment, writes it instead.
+/// Compares the section of a document between `<!-- name: generated -->` and `<!-- name: end -->` with what
+/// it should be; with `SELVAGE_BLESS=1` in the environment, writes it instead.
 pub(crate) fn compare_section(path: &str, name: &str, text: &str) {
     let document = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
     let (begin, end) = (format!("<!-- {name}: generated -->\n"), format!("<!-- {name}: end -->"));

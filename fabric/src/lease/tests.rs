@@ -351,7 +351,8 @@ fn sealed_leases_are_searched_together_and_settle() {
     assert_eq!(sealed.find(&id(2)).unwrap().0, 1);
 }
 
-/// R7: a block that was used again under a cell that still names it is noticed; the wrong data is never served.
+/// R7: a block that was used again under a cell that still names it is noticed; the wrong data is never
+/// served.
 #[test]
 fn r7_a_block_used_again_is_not_served() {
     // Another session's archive, a newer version of the same session, and another ownership.
@@ -429,7 +430,8 @@ fn fetch_checks_bounds_checksum_and_archive() {
     assert_eq!(lease.fetch(&SessionCopy { live: false, ..good }).unwrap_err().kind, ErrorKind::Gone);
 }
 
-/// Leases full of chance: no panic, nothing outside is read, and whatever is served is a valid archive of its session.
+/// Leases full of chance: no panic, nothing outside is read, and whatever is served is a valid archive of its
+/// session.
 #[test]
 fn hostile_leases_harm_nobody() {
     let (mut bad, mut served) = (0, 0);

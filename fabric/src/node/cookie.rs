@@ -12,7 +12,8 @@ pub(super) fn decode_header(header: &str, config: &Config) -> Option<Cookie> {
         .find_map(|(_, value)| Cookie::decode(value.trim_matches('"'), &config.cluster.cookie_keys))
 }
 
-/// The value of a `Set-Cookie` header. The cookie ends with the browser's session; lifetimes are kept by the nodes.
+/// The value of a `Set-Cookie` header. The cookie ends with the browser's session; lifetimes are kept by the
+/// nodes.
 pub(super) fn set(cookie: &Cookie, config: &Config) -> String {
     with_attributes(&cookie.encode(&config.cluster.cookie_keys), "", config)
 }

@@ -1,9 +1,10 @@
 //! Placement: which session servers hold a session, and which node adopts it. Pure.
 //!
-//! Weighted rendezvous: every server has a score for every session, drawn from a hash of its *name* (so that a server
-//! that returns gets the same sessions back) and bent by its weight; the highest scores win. When a server goes, only
-//! the sessions that it held move; when one comes, only those move that it now wins. The arithmetic is in whole
-//! numbers, so that all parts of a cluster agree whatever mathematical library they run on.
+//! Weighted rendezvous: every server has a score for every session, drawn from a hash of its *name* (so that
+//! a server that returns gets the same sessions back) and bent by its weight; the highest scores win. When a
+//! server goes, only the sessions that it held move; when one comes, only those move that it now wins. The
+//! arithmetic is in whole numbers, so that all parts of a cluster agree whatever mathematical library they
+//! run on.
 //!
 //! Callers: the node's commit, re-copy and adoption; the director's routing of dead tags.
 
@@ -53,7 +54,8 @@ pub fn servers_for(id: SessionId, servers: &[ServerEntry], copies: u32) -> Place
     placement
 }
 
-/// The live node that adopts the session `id` of a dead one: rendezvous by name over the nodes that take new sessions.
+/// The live node that adopts the session `id` of a dead one: rendezvous by name over the nodes that take new
+/// sessions.
 pub fn adopter_of(id: SessionId, nodes: &[NodeEntry]) -> Option<&NodeEntry> {
     nodes
         .iter()
@@ -85,8 +87,8 @@ impl<'a> Score<'a> {
     }
 }
 
-/// `64 - log2(hash)` in units of 2^-32: the position of the top bit, then a table with linear interpolation, whose
-/// error is below 3e-6. Never rises when `hash` rises.
+/// `64 - log2(hash)` in units of 2^-32: the position of the top bit, then a table with linear interpolation,
+/// whose error is below 3e-6. Never rises when `hash` rises.
 fn minus_log2(hash: u64) -> u64 {
     let hash = hash.max(1);
     let zeros = hash.leading_zeros();
@@ -111,7 +113,8 @@ static LOG2_TABLE: [u64; 257] = {
     table
 };
 
-/// `log2(numerator / 256)` for `256 <= numerator < 512`, in units of 2^-32, bit by bit: squaring doubles a logarithm.
+/// `log2(numerator / 256)` for `256 <= numerator < 512`, in units of 2^-32, bit by bit: squaring doubles a
+/// logarithm.
 const fn log2_of(numerator: u64) -> u64 {
     let mut value = (numerator as u128) << 55;
     let mut log2 = 0;

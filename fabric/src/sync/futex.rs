@@ -4,7 +4,8 @@ use super::words::AtomicU32;
 use rustix::thread::futex::{self, Flags, Timespec};
 use std::time::Duration;
 
-/// Sleeps while `word` is `seen`, at most for `timeout`. May return early for no reason; the caller looks again.
+/// Sleeps while `word` is `seen`, at most for `timeout`. May return early for no reason; the caller looks
+/// again.
 pub fn wait(word: &AtomicU32, seen: u32, timeout: Duration) {
     let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
     // Every way to fail (changed word, time over, a signal) means the same to the caller: look again.

@@ -1,7 +1,9 @@
-//! The node's lock file: POSIX record locks of one byte each, which the kernel releases when their process dies.
+//! The node's lock file: POSIX record locks of one byte each, which the kernel releases when their process
+//! dies.
 //!
-//! Byte 0: creation and attach. Byte 1: the steward. Byte 16 + s: process slot s lives. The kernel drops the locks after
-//! the last thread of a dying process has left user code, so a free byte proves that nobody writes in its name any more.
+//! Byte 0: creation and attach. Byte 1: the steward. Byte 16 + s: process slot s lives. The kernel drops the
+//! locks after the last thread of a dying process has left user code, so a free byte proves that nobody
+//! writes in its name any more.
 
 use crate::error::{Error, ErrorKind, Origin, Result};
 use rustix::fs::{Mode, OFlags};
@@ -17,8 +19,8 @@ const PROCESS_BYTE: u32 = 16;
 /// Pause between two tries for the creation lock.
 const CREATION_POLL: Duration = Duration::from_millis(1);
 
-/// The node's lock file, opened once per process and never closed while attached: closing any descriptor of it would
-/// drop all locks of the process. Locks are the process's; they are not inherited over fork.
+/// The node's lock file, opened once per process and never closed while attached: closing any descriptor of
+/// it would drop all locks of the process. Locks are the process's; they are not inherited over fork.
 #[derive(Debug)]
 pub struct LockFile {
     file: OwnedFd,
@@ -35,7 +37,8 @@ pub struct CreationLock<'a> {
 
 impl Drop for CreationLock<'_> {
     fn drop(&mut self) {
-        // Unlocking a byte that this process has locked does not fail; if it did, the lock would end with the process.
+        // Unlocking a byte that this process has locked does not fail; if it did, the lock would end with the
+        // process.
         let _ = self.file.release(CREATION_BYTE);
     }
 }
@@ -156,8 +159,8 @@ impl LockFile {
     }
 
     fn fcntl(&self, command: libc::c_int, lock: &mut libc::flock) -> std::io::Result<()> {
-        // SAFETY: the descriptor is open as long as `self`, the commands used here (F_SETLK, F_GETLK) take a pointer to
-        // one `flock`, and `lock` is one that lives over the call.
+        // SAFETY: the descriptor is open as long as `self`, the commands used here (F_SETLK, F_GETLK) take a
+        // pointer to one `flock`, and `lock` is one that lives over the call.
         let result = unsafe { libc::fcntl(self.file.as_raw_fd(), command, std::ptr::from_mut(lock)) };
         if result == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     }

@@ -1,9 +1,10 @@
 //! A lock in shared memory that outlives its holder.
 //!
-//! The word is 0 or names the holder: its process slot + 1 and the generation of that slot, so that it can never be taken
-//! for a later process. A waiter spins, then sleeps on the word in short pieces, and between them asks whether the holder
-//! lives. If not, it takes the lock over in one compare-and-swap and tells its caller to repair what the lock guards. If
-//! the holder lives but does not go on (SIGSTOP), the wait ends with an error.
+//! The word is 0 or names the holder: its process slot + 1 and the generation of that slot, so that it can
+//! never be taken for a later process. A waiter spins, then sleeps on the word in short pieces, and between
+//! them asks whether the holder lives. If not, it takes the lock over in one compare-and-swap and tells its
+//! caller to repair what the lock guards. If the holder lives but does not go on (SIGSTOP), the wait ends
+//! with an error.
 //!
 //! Callers: `cache`, for its shards.
 
@@ -106,7 +107,8 @@ fn acquire_slowly(
             continue;
         }
         if !alive(now & !WAITERS) {
-            // Acquire: the dead holder's stores are all in memory, each after the one before it in its program.
+            // Acquire: the dead holder's stores are all in memory, each after the one before it in its
+            // program.
             if word.compare_exchange(now, me | WAITERS, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 return Ok(Acquired::TakenOver);
             }

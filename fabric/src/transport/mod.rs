@@ -1,6 +1,8 @@
-//! How a node's pushes reach a lease: the trait [`Link`] and its contract, one file or folder per implementation.
+//! How a node's pushes reach a lease: the trait [`Link`] and its contract, one file or folder per
+//! implementation.
 //!
-//! - Setup ([`shm::setup`]) and data path ([`shm::data`]) are apart; the data path neither allocates nor locks.
+//! - Setup ([`shm::setup`]) and data path ([`shm::data`]) are apart; the data path neither allocates nor
+//!   locks.
 //! - Acks come by [`Posted::Done`] at once (shared memory) or by [`Link::poll`] later.
 
 pub mod conformance;
@@ -55,7 +57,8 @@ pub enum Outcome {
     Acked,
     /// The lease is sealed: no ack from any lease of this incarnation counts any more (R2).
     Sealed,
-    /// It is unknown whether the push arrived; slot and blocks must be quarantined (R4) unless `kind` is `Bounds`.
+    /// It is unknown whether the push arrived; slot and blocks must be quarantined (R4) unless `kind` is
+    /// `Bounds`.
     Failed(FailKind),
 }
 
@@ -86,8 +89,9 @@ pub struct Completion {
     pub outcome: Outcome,
 }
 
-/// A node's end of a lease. Posting to different slots at the same time is allowed; to one slot it is not: the caller keeps
-/// at most one un-acked push per slot (invariant 5), and never posts into a block that a cell has named (invariant 4).
+/// A node's end of a lease. Posting to different slots at the same time is allowed; to one slot it is not:
+/// the caller keeps at most one un-acked push per slot (invariant 5), and never posts into a block that a
+/// cell has named (invariant 4).
 pub trait Link: Send + Sync {
     /// Which way it is.
     fn kind(&self) -> TransportKind;
@@ -111,7 +115,8 @@ pub trait Link: Send + Sync {
 
 /// A server's end of a lease, over any transport. [`shm::ServerLease`] is the one for shared memory.
 pub trait ServerEnd: Send + Sync {
-    /// Ends the lease: nothing written afterwards is acked (R2). When it returns, a scan sees every acked push.
+    /// Ends the lease: nothing written afterwards is acked (R2). When it returns, a scan sees every acked
+    /// push.
     fn seal(&self);
     /// Reads all slots of a sealed lease.
     ///

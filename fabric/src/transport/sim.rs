@@ -1,7 +1,8 @@
 //! A deterministic, seeded link over private memory that can stop, tear, delay, reorder or drop any write.
 //!
-//! A push is cut into pieces; pieces land in the lease one by one, in order (as in shared memory) or in any order (as RDMA
-//! may do). What happens is a function of the seed and of the calls. The simulation may lock and allocate: it is no data path.
+//! A push is cut into pieces; pieces land in the lease one by one, in order (as in shared memory) or in any
+//! order (as RDMA may do). What happens is a function of the seed and of the calls. The simulation may lock
+//! and allocate: it is no data path.
 
 use super::{
     ChecksumKind, Completion, FailKind, Link, Outcome, Posted, Push, PushId, ServerEnd, TransportKind,
@@ -44,7 +45,8 @@ pub struct SimConfig {
     pub torn_per_mille: u16,
     /// Pushes per thousand that fail at once although all of them still lands later (R4).
     pub late_per_mille: u16,
-    /// Whether sealing stops pieces from landing (as deregistering memory does) or only acks (as in shared memory).
+    /// Whether sealing stops pieces from landing (as deregistering memory does) or only acks (as in shared
+    /// memory).
     pub seal_stops_writes: bool,
 }
 

@@ -140,7 +140,8 @@ fn a_push_torn_in_any_order_costs_nothing() {
     assert!(outcomes[0] > 0 && outcomes[1] > 0, "{outcomes:?}");
 }
 
-/// Without the archive's checksum the same tears do mix versions: the simulation can tear, and the checksum is needed.
+/// Without the archive's checksum the same tears do mix versions: the simulation can tear, and the checksum
+/// is needed.
 #[test]
 fn without_a_checksum_any_order_would_mix() {
     let mixed = (0..3000_u64).any(|seed| {
@@ -155,8 +156,8 @@ fn without_a_checksum_any_order_would_mix() {
     assert!(mixed, "no seed tears a block under a whole cell");
 }
 
-/// A push that was reported as failed and lands later (a stopped process, a dead one's queue pair): if its slot is used
-/// again meanwhile it destroys an acked version. This is why R4 gives the session a fresh slot.
+/// A push that was reported as failed and lands later (a stopped process, a dead one's queue pair): if its
+/// slot is used again meanwhile it destroys an acked version. This is why R4 gives the session a fresh slot.
 #[test]
 fn a_late_write_harms_a_slot_that_is_used_again() {
     let harmed = (0..200_u64).any(|seed| {
@@ -166,7 +167,8 @@ fn a_late_write_harms_a_slot_that_is_used_again() {
         let mut completions = Vec::new();
         zombie.poll(&mut completions);
         assert!(matches!(completions[0].outcome, Outcome::Failed(FailKind::Disconnected)));
-        // Against R4: the next push goes to the same slot. Version 3 has the parity, and so the cell, of the late one.
+        // Against R4: the next push goes to the same slot. Version 3 has the parity, and so the cell, of the
+        // late one.
         let next = SimLink::new(Arc::clone(&lease), SimConfig::default());
         assert_eq!(post(&next, 3), Posted::Done(Outcome::Acked));
         zombie.advance(u64::MAX);

@@ -166,8 +166,8 @@ fn living(keep: impl Fn(u32, &Stat) -> bool) -> Vec<u32> {
     pids
 }
 
-/// Whether nothing of the process can act any more. When its first thread has ended it is a zombie, but as long as others
-/// have not, its sockets are open.
+/// Whether nothing of the process can act any more. When its first thread has ended it is a zombie, but as
+/// long as others have not, its sockets are open.
 fn is_over(pid: u32, stat: &Stat) -> bool {
     stat.state == 'Z' && fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count) <= 1
 }

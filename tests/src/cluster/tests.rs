@@ -38,7 +38,8 @@ fn a_folder_that_others_could_have_prepared_is_refused() {
 
 /// Starts a process that sleeps, as a member.
 fn sleeper(folder: &Folder) -> Process {
-    // A shell with a child, so that there is a group; it does not replace itself, for there is a command after.
+    // A shell with a child, so that there is a group; it does not replace itself, for there is a command
+    // after.
     let mut command = Command::new("sh");
     command.args(["-c", "sleep 60; true"]);
     Process::start(folder, "sleeper", &mut command).unwrap()

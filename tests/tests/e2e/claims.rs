@@ -112,7 +112,7 @@ async fn c6_every_cached_session_is_copied() {
     }
     let view =
         stage.until("as many copies as sessions", |view| view.sessions() == 70 && view.copies() == 70).await;
-    assert_eq!((view.protection["0"], view.protection["1"]), (0, 70));
+    assert_eq!((view.with_copies(0), view.with_copies(1)), (0, 70));
     assert_eq!(view.nodes.iter().map(|node| node.sessions).sum::<u64>(), 70);
     stage.kill_together(&["n1", "n2"]).unwrap();
     stage.restart(&["n1", "n2"]).await;

@@ -118,7 +118,7 @@ async fn all_servers_are_killed_and_no_request_fails() {
     let mut stage = Stage::new(2, 2, 2).await;
     let load = load(&stage).await;
     stage.kill_together(&["s1", "s2"]).unwrap();
-    stage.until("nothing is protected", |view| view.protection["0"] == SESSIONS as u64).await;
+    stage.until("nothing is protected", |view| view.with_copies(0) == SESSIONS as u64).await;
     a_while().await;
     nothing_failed(&stage, load).await;
     // The load has ended: from here on there is no request.

@@ -1,4 +1,5 @@
-//! `kill -9` between any two stores of everything that a process does with sessions, and of the repair after it.
+//! `kill -9` between any two stores of everything that a process does with sessions, and of the repair after
+//! it.
 
 use super::super::crash;
 use super::*;

@@ -1,5 +1,5 @@
-//! Whole attachments: agent, join, segment on the host, asynchronous operations, fork. The director is a thread that gives
-//! incarnations and mandates; there are no session servers, so commits reach no copy.
+//! Whole attachments: agent, join, segment on the host, asynchronous operations, fork. The director is a
+//! thread that gives incarnations and mandates; there are no session servers, so commits reach no copy.
 
 use crate::archive::Value;
 use crate::cache::CacheSpec;
@@ -348,7 +348,8 @@ fn a_forked_child_can_use_no_handle_and_harms_none() {
     let node = cluster.attach();
     let cookie = new_session(&node);
     let Opened::Session(mut session) = node.open(&cookie, OpenMode::Exclusive).unwrap() else { panic!() };
-    // SAFETY: the child calls nothing that could wait for a lock of a thread that fork left behind, and ends by `_exit`.
+    // SAFETY: the child calls nothing that could wait for a lock of a thread that fork left behind, and ends
+    // by `_exit`.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let forked = |kind| kind == ErrorKind::Forked;

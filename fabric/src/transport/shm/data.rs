@@ -1,8 +1,9 @@
 //! The data path of shared memory: one memory copy, one cell, one fence, one look at the seal word.
 //!
-//! The handshake with the server's seal (DESIGN.md section 5): the server stores the seal word, full fence, scans; the node
-//! writes the cell, full fence, loads the seal word. In the one total order of the two fences either the server's comes
-//! first, then the node sees the seal and does not ack; or the node's comes first, then the scan sees the cell.
+//! The handshake with the server's seal (DESIGN.md section 5): the server stores the seal word, full fence,
+//! scans; the node writes the cell, full fence, loads the seal word. In the one total order of the two fences
+//! either the server's comes first, then the node sees the seal and does not ack; or the node's comes first,
+//! then the scan sees the cell.
 
 use super::mapping::Mapping;
 use crate::ident::Incarnation;
@@ -53,7 +54,8 @@ impl ShmLink {
         let Some(target) = self.mapping.words().get(first..first + words.len()) else {
             return Outcome::Failed(FailKind::Bounds);
         };
-        // Release: whoever sees a word of the cell sees the block (the scan's Acquire is its full fence after the seal).
+        // Release: whoever sees a word of the cell sees the block (the scan's Acquire is its full fence after
+        // the seal).
         fence(Ordering::Release);
         for (target, bytes) in target.iter().zip(words) {
             target.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);

@@ -1,9 +1,9 @@
 //! A lease's memfd, mapped. The only unsafe code of the transport.
 //!
-//! Invariants of [`Mapping`]: `base` is the page-aligned start of a shared, readable and writable mapping of `bytes` bytes
-//! (a multiple of 8) that lives until the drop; the file is sealed against shrinking and was fully allocated, so no access
-//! inside can fault. Other processes may write there at any time, so all access is by atomic words, but for the copy of an
-//! archive into a block that is this push's alone.
+//! Invariants of [`Mapping`]: `base` is the page-aligned start of a shared, readable and writable mapping of
+//! `bytes` bytes (a multiple of 8) that lives until the drop; the file is sealed against shrinking and was
+//! fully allocated, so no access inside can fault. Other processes may write there at any time, so all access
+//! is by atomic words, but for the copy of an archive into a block that is this push's alone.
 
 use crate::error::{Error, Origin, Result};
 use crate::lease::Words;
@@ -17,8 +17,8 @@ pub(super) struct Mapping {
     bytes: usize,
 }
 
-// SAFETY: the mapping belongs to the process, not to a thread; access is by atomics and by `copy_in`, whose contract
-// covers several threads.
+// SAFETY: the mapping belongs to the process, not to a thread; access is by atomics and by `copy_in`, whose
+// contract covers several threads.
 unsafe impl Send for Mapping {}
 // SAFETY: as for `Send`.
 unsafe impl Sync for Mapping {}
@@ -28,8 +28,8 @@ impl Mapping {
     pub(super) fn new(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self> {
         let bytes = bytes & !(size_of::<AtomicU64>() - 1);
         let flags = MapFlags::SHARED;
-        // SAFETY: a null hint lets the kernel choose the address, so no existing mapping is touched; the caller has checked
-        // that the file has `bytes` bytes and cannot shrink.
+        // SAFETY: a null hint lets the kernel choose the address, so no existing mapping is touched; the
+        // caller has checked that the file has `bytes` bytes and cannot shrink.
         let base = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags, fd, 0)
         };
@@ -49,7 +49,8 @@ impl Mapping {
 
     /// Copies an archive into a free block. Out of bounds: false, and nothing is written.
     ///
-    /// The caller owns the block: no other push writes there (invariant 5), and no cell that counts names it (invariant 4).
+    /// The caller owns the block: no other push writes there (invariant 5), and no cell that counts names it
+    /// (invariant 4).
     pub(super) fn copy_in(&self, offset: u64, data: &[u8]) -> bool {
         let Ok(begin) = usize::try_from(offset) else { return false };
         if begin.checked_add(data.len()).is_none_or(|end| end > self.bytes) {
@@ -57,12 +58,13 @@ impl Mapping {
         }
         // SAFETY: `begin <= bytes` was checked above, so the pointer stays inside the mapping.
         let target = unsafe { self.base.as_ptr().add(begin) };
-        // SAFETY: `data` is readable, and `target` is writable for its length (bounds checked above; struct invariant). They
-        // do not overlap: no reference into a lease is ever made (invariant 10), so `data` is other memory. Data race: no
-        // thread of this node touches the block meanwhile (caller's contract, invariants 4 and 5); the server, another
-        // process, reads it only after it has sealed the lease, by atomic words, and checks what it got (invariant 6).
-        // JUSTIFICATION: relaxed word stores instead of this memcpy take 3.3 times as long for 1 KiB (40 against 12 ns), 1.8
-        // times for 16 KiB; the copy is the largest part of a push.
+        // SAFETY: `data` is readable, and `target` is writable for its length (bounds checked above; struct
+        // invariant). They do not overlap: no reference into a lease is ever made (invariant 10), so `data`
+        // is other memory. Data race: no thread of this node touches the block meanwhile (caller's contract,
+        // invariants 4 and 5); the server, another process, reads it only after it has sealed the lease, by
+        // atomic words, and checks what it got (invariant 6). JUSTIFICATION: relaxed word stores instead of
+        // this memcpy take 3.3 times as long for 1 KiB (40 against 12 ns), 1.8 times for 16 KiB; the copy is
+        // the largest part of a push.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
         true
     }
@@ -70,9 +72,10 @@ impl Mapping {
 
 impl Words for Mapping {
     fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self` (struct invariant); every bit pattern
-        // is an `AtomicU64`, and writes by other processes are what atomics allow. `copy_in`'s plain writes go to blocks
-        // that no thread of this process reads meanwhile (its contract).
+        // SAFETY: the mapping is page-aligned, `bytes` long and lives as long as `self` (struct invariant);
+        // every bit pattern is an `AtomicU64`, and writes by other processes are what atomics allow.
+        // `copy_in`'s plain writes go to blocks that no thread of this process reads meanwhile (its
+        // contract).
         unsafe {
             std::slice::from_raw_parts(
                 self.base.as_ptr().cast::<AtomicU64>(),

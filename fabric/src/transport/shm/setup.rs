@@ -33,7 +33,8 @@ pub struct ServerLease {
     sealed: AtomicBool,
 }
 
-/// Makes a lease: fully allocated, sealed against shrinking and growing, huge pages if asked for and available.
+/// Makes a lease: fully allocated, sealed against shrinking and growing, huge pages if asked for and
+/// available.
 ///
 /// # Errors
 /// `Full` with what was needed if the host has not the memory; `Invalid` for a bad geometry; `Os`.
@@ -91,11 +92,11 @@ impl ServerLease {
         self.huge_pages_refused.as_deref()
     }
 
-    /// Seals it: seal word, full fence. A node that has written its cell before is seen by a scan from now on; one that
-    /// writes later sees the seal and does not ack (R2). Final.
+    /// Seals it: seal word, full fence. A node that has written its cell before is seen by a scan from now
+    /// on; one that writes later sees the seal and does not ack (R2). Final.
     pub fn seal(&self) {
-        // The offset is inside every lease. The node could clear the word again: that would only deceive itself, since
-        // what the scan has read counts and nothing else.
+        // The offset is inside every lease. The node could clear the word again: that would only deceive
+        // itself, since what the scan has read counts and nothing else.
         let _ = self.mapping.store_u64(SEAL_OFFSET, SEALED);
         fence_full();
         self.sealed.store(true, Ordering::Release);
@@ -188,8 +189,8 @@ impl ServerEnd for ServerLease {
 /// Maps a lease that a server has passed, and checks all that the header says.
 ///
 /// # Errors
-/// `NotReady` before the header is complete, `VersionMismatch`, `TooSmall`, `Corrupt` (not a lease, or not sealed against
-/// shrinking), `OwnershipLost` if it is another incarnation's.
+/// `NotReady` before the header is complete, `VersionMismatch`, `TooSmall`, `Corrupt` (not a lease, or not
+/// sealed against shrinking), `OwnershipLost` if it is another incarnation's.
 pub fn map(fd: OwnedFd, node: Incarnation, server: Incarnation) -> Result<ShmLink> {
     let corrupt = |what: &str| Error::new(ErrorKind::Corrupt, Origin::Transport, what);
     let seals = rustix::fs::fcntl_get_seals(&fd)
@@ -244,7 +245,8 @@ fn allocate(bytes: u64, flags: MemfdFlags) -> Result<(OwnedFd, Mapping, u64)> {
     Ok((fd, mapping, bytes))
 }
 
-/// Refuses what the host cannot give. Allocating a memfd does not fail on a full host: it calls the out-of-memory killer.
+/// Refuses what the host cannot give. Allocating a memfd does not fail on a full host: it calls the
+/// out-of-memory killer.
 fn require_memory(bytes: u64) -> Result<()> {
     let Some(available) = memory_available() else { return Ok(()) };
     if bytes.saturating_add(HOST_RESERVE_BYTES) <= available {
@@ -266,7 +268,8 @@ fn memory_available() -> Option<u64> {
     [host, group_memory_available()].into_iter().flatten().min()
 }
 
-/// What this process's control group (version 2) has left, if it has a limit. File pages count as left: they can be dropped.
+/// What this process's control group (version 2) has left, if it has a limit. File pages count as left: they
+/// can be dropped.
 fn group_memory_available() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?.trim_matches('/');

@@ -178,7 +178,8 @@ fn reading_needs_the_seal() {
     assert!(lease.scan(&ArchiveLimits::default()).unwrap().cells.is_empty());
 }
 
-/// A node that wakes up after its lease was sealed writes what it likes; it acks nothing, and what was scanned stays.
+/// A node that wakes up after its lease was sealed writes what it likes; it acks nothing, and what was
+/// scanned stays.
 #[test]
 fn r2_a_zombie_acks_nothing() {
     let scenario = || {
