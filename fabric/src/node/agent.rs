@@ -5,17 +5,18 @@
 
 use super::adopt;
 use super::attachment::Attachment;
+use super::claims::register_claims;
 use super::clock::{Clock, SystemClock};
 use super::host::{Counter, Host};
 use super::join::{Joined, connect_director, join, leave};
 use super::steward::{Effect, Event, Steward, StewardTiming};
-use super::sweep::{Pace, claimed_ids, sweep};
+use super::sweep::{Pace, sweep};
 use crate::cache::BookIndex;
-use crate::control::message::{FromDirector, NodeBeat, ToDirector, ToServer};
+use crate::control::message::{FromDirector, NodeBeat, ToDirector};
 use crate::control::stream::{Sender as ControlSender, Stream};
-use crate::error::{Error, ErrorKind, Origin, Result};
+use crate::error::ErrorKind;
 use crate::ident::{Epoch, Incarnation};
-use crate::limits::{BATCH_SESSIONS_MAX, STEWARD_POLL};
+use crate::limits::STEWARD_POLL;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -430,23 +431,4 @@ fn read_director(
             }
         }
     }
-}
-
-/// Tells a server every claim of this node, in batches (R1).
-fn register_claims(host: &Host, server: Incarnation) -> Result<()> {
-    let plan = host.plan().clone();
-    let Some(entry) = plan.view.server(server) else {
-        return Err(Error::new(ErrorKind::Unreachable, Origin::Node, "the server has left the view"));
-    };
-    let ids = claimed_ids(host)?;
-    let mut batches: Vec<_> = ids.chunks(BATCH_SESSIONS_MAX).map(<[_]>::to_vec).collect();
-    if batches.is_empty() {
-        batches.push(Vec::new());
-    }
-    let last = batches.len() - 1;
-    for (index, ids) in batches.into_iter().enumerate() {
-        let request = ToServer::RegisterClaims { epoch: plan.view.epoch, ids, last: index == last };
-        host.servers.call(entry, &request)?;
-    }
-    Ok(())
 }

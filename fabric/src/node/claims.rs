@@ -4,10 +4,11 @@ use super::host::{Counter, Host, Plan};
 use super::push::{Cargo, Stamp, protect};
 use super::servers::unexpected;
 use crate::archive::OwnedArchive;
-use crate::cache::{EntryInit, Hold};
+use crate::cache::{EntryInit, EntryState, Hold};
 use crate::control::message::{ClaimAnswer, FetchedArchive, FromServer, SealedCopy, ToServer};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId, Version};
+use crate::limits::BATCH_SESSIONS_MAX;
 use crate::rules::{Rule, holds};
 
 /// What claiming a session at every up server has shown.
@@ -194,4 +195,37 @@ pub(super) fn protect_admitted(host: &Host, hold: &mut Hold, stamp: &Stamp) -> R
     let plan = host.plan();
     let reach = protect(host, hold, &plan, stamp, Cargo::Missing { same_since: None })?;
     Ok(reach.copies >= plan.copies_possible())
+}
+
+/// Tells a server every claim of this node, in batches (R1).
+pub(super) fn register_claims(host: &Host, server: Incarnation) -> Result<()> {
+    let plan = host.plan().clone();
+    let Some(entry) = plan.view.server(server) else {
+        return Err(Error::new(ErrorKind::Unreachable, Origin::Node, "the server has left the view"));
+    };
+    let ids = if holds(Rule::R1Claim) { claimed_ids(host)? } else { Vec::new() };
+    let mut batches: Vec<_> = ids.chunks(BATCH_SESSIONS_MAX).map(<[_]>::to_vec).collect();
+    if batches.is_empty() {
+        batches.push(Vec::new());
+    }
+    let last = batches.len() - 1;
+    for (index, ids) in batches.into_iter().enumerate() {
+        let request = ToServer::RegisterClaims { epoch: plan.view.epoch, ids, last: index == last };
+        host.servers.call(entry, &request)?;
+    }
+    Ok(())
+}
+
+/// The sessions that this node holds claims on: what a server that is new must be told (R1).
+fn claimed_ids(host: &Host) -> Result<Vec<SessionId>> {
+    let mut ids = Vec::new();
+    for index in 0..host.cache.spec().sessions_max {
+        if let Some(info) = host.cache.entry(index)?
+            && info.adopted
+            && info.state != EntryState::Adopting
+        {
+            ids.push(info.id);
+        }
+    }
+    Ok(ids)
 }

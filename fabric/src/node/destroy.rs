@@ -58,7 +58,7 @@ pub(super) fn expire(host: &Host, mut hold: Hold, info: &EntryInfo) -> Result<()
 pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Instant) -> Result<()> {
     let version = Version { counter: facts.version.counter + 1, ..facts.version };
     hold.remove(version)?;
-    while bury(host, hold, deadline)? == Burial::Open {
+    while bury(host, hold, deadline, true)? == Burial::Open {
         if Instant::now() >= deadline {
             host.count(Counter::Unprotected, 1);
             return Err(timed_out(host, "the session's tombstones; they follow in the background"));
@@ -69,8 +69,9 @@ pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Inst
     Ok(())
 }
 
-/// Takes a tombstone entry as far as it goes now; waits for links that were not opened yet until `deadline`.
-pub(super) fn bury(host: &Host, hold: &mut Hold, deadline: Instant) -> Result<Burial> {
+/// Takes a tombstone entry as far as it goes now; waits for links that were not opened yet until `deadline`. `declare`: sealed
+/// copies are declared gone. Who comes again need not while they exist: what a server missed, it lists to the adoption.
+pub(super) fn bury(host: &Host, hold: &mut Hold, deadline: Instant, declare: bool) -> Result<Burial> {
     let info = hold.info()?;
     debug_assert_eq!(info.state, EntryState::Gone);
     let plan = host.plan().clone();
@@ -94,7 +95,8 @@ pub(super) fn bury(host: &Host, hold: &mut Hold, deadline: Instant) -> Result<Bu
             None => open |= plan.view.server(place.server).is_some(),
         }
     }
-    if info.adopted && !declare_gone(host, &plan, &[(info.id, info.version)]) {
+    let declare = declare || !plan.sealed_copies_exist();
+    if info.adopted && declare && !declare_gone(host, &plan, &[(info.id, info.version)]) {
         open = true;
     }
     if open {

@@ -370,7 +370,7 @@ impl Steward {
         };
         let pause_ns = match (again_ns, complete) {
             (Some(again_ns), _) => again_ns,
-            (None, true) => (took_ns * SWEEP_SHARE).max(self.timing.heartbeat_ns),
+            (None, true) => (took_ns * SWEEP_SHARE).max(4 * self.timing.heartbeat_ns),
             (None, false) => took_ns.max(self.timing.heartbeat_ns / 4),
         };
         self.sweep = Sweep::Due { at_ns: now_ns + pause_ns };

@@ -148,7 +148,9 @@ fn attend(host: &Host, plan: &Plan, info: &EntryInfo, need: Need) -> Result<bool
     let Opened::Granted(mut hold) = host.cache.try_exclusive(&info.id)? else { return Ok(false) };
     let info = hold.info()?;
     let ended = match (info.state, need) {
-        (EntryState::Gone, _) => bury(host, &mut hold, Instant::now()).map(|burial| burial != Burial::Open),
+        (EntryState::Gone, _) => {
+            bury(host, &mut hold, Instant::now(), false).map(|burial| burial != Burial::Open)
+        }
         (EntryState::Live, Need::End) if is_expired(host, &info) => expire(host, hold, &info).map(|()| true),
         (EntryState::Live, _) => recopy(host, plan, &mut hold, &info),
         (EntryState::Adopting, _) => Ok(false),
@@ -255,20 +257,6 @@ fn supersede(host: &Host, plan: &Plan, slot: &Quarantined) -> Result<bool> {
         return Err(host.ownership_lost());
     }
     Ok(outcome == Some(Outcome::Acked))
-}
-
-/// The sessions that this node holds claims on: what a server that is new must be told (R1).
-pub(super) fn claimed_ids(host: &Host) -> Result<Vec<crate::ident::SessionId>> {
-    let mut ids = Vec::new();
-    for index in 0..host.cache.spec().sessions_max {
-        if let Some(info) = host.cache.entry(index)?
-            && info.adopted
-            && info.state != EntryState::Adopting
-        {
-            ids.push(info.id);
-        }
-    }
-    Ok(ids)
 }
 
 /// The copies of a session by this view, as its handles would see them.

@@ -4,6 +4,7 @@ use super::world::{World, change, create, find, number, open};
 use crate::cache::{EntryState, Opened, PushKind};
 use crate::error::ErrorKind;
 use crate::ident::{Cookie, SessionId};
+use crate::node::claims::register_claims;
 use crate::node::host::Host;
 use crate::node::open::Found;
 use crate::rules::{Rule, assert_teeth};
@@ -64,6 +65,24 @@ fn r1_two_nodes_never_adopt_one_session() {
         world.publish();
         let owner = world.host("n2").incarnation();
         expect(number(&world.host("n3"), &cookie), Err(format!("elsewhere: {owner:?}")))
+    });
+}
+
+#[test]
+fn r1_a_new_server_learns_the_claims_that_there_are() {
+    assert_teeth(Rule::R1Claim, || {
+        let mut world = World::new(2, 3, 2);
+        let (cookie, _) = create(&world.host("n1"), 1);
+        world.end_node("n1");
+        let n2 = world.host("n2");
+        expect(number(&n2, &cookie), Ok(1))?;
+        let s3 = world.add_server("s3");
+        world.publish();
+        register_claims(&n2, s3).map_err(|error| error.to_string())?;
+        world.drop_server("s1");
+        world.drop_server("s2");
+        world.publish();
+        expect(number(&world.host("n3"), &cookie), Err(format!("elsewhere: {:?}", n2.incarnation())))
     });
 }
 
