@@ -120,7 +120,8 @@ impl Cell {
     /// # Errors
     /// Why they are not a cell.
     pub fn decode(bytes: &[u8; CELL_BYTES]) -> Result<Option<Self>, CellFault> {
-        if *bytes == [0; CELL_BYTES] {
+        let (words, _) = bytes.as_chunks::<8>();
+        if words.iter().fold(0, |bits, word| bits | u64::from_le_bytes(*word)) == 0 {
             return Ok(None);
         }
         if u32_at(bytes, offset_of!(CellLayout, cell_checksum)) != cell_checksum(bytes) {

@@ -98,7 +98,7 @@ pub fn scan_each(
         memory
             .read(geometry.slots_offset() + u64::from(slot) * SLOT_BYTES as u64, pairs.as_flattened_mut())?;
         for pair in pairs.iter() {
-            if let Some(cell) = scanner.choose(pair)? {
+            if let Some(cell) = scanner.choose(pair) {
                 found(SlotIndex(slot), cell);
             }
             slot += 1;
@@ -124,60 +124,47 @@ struct Scanner<'a> {
 impl Scanner<'_> {
     /// The newest whole cell of a pair. If the first one tried is whole it counts, whatever the other one is:
     /// it is the newer one of two whole ones, or the only whole one.
-    fn choose(&mut self, pair: &[u8; SLOT_BYTES]) -> Result<Option<Cell>> {
-        if *pair == [0; SLOT_BYTES] {
-            return Ok(None);
-        }
-        let (&[first, second], _) = pair.as_chunks::<CELL_BYTES>() else { return Ok(None) };
-        let mut order = [(0, &first), (1, &second)];
-        if sequence_of(&second).is_newer_than(sequence_of(&first)) {
+    fn choose(&mut self, pair: &[u8; SLOT_BYTES]) -> Option<Cell> {
+        let ([first, second], _) = pair.as_chunks::<CELL_BYTES>() else { return None };
+        let mut order = [(0, first), (1, second)];
+        if sequence_of(second).is_newer_than(sequence_of(first)) {
             order.swap(0, 1);
         }
         for (half, bytes) in order {
-            match self.check(half, bytes)? {
-                Ok(Some(cell)) => return Ok(Some(cell)),
+            match Cell::decode(bytes) {
                 Ok(None) => {}
+                Ok(Some(cell)) => match self.check(half, &cell) {
+                    Ok(()) => return Some(cell),
+                    Err(fault) => self.bad.count(fault),
+                },
                 Err(fault) => self.bad.count(fault),
             }
         }
-        Ok(None)
+        None
     }
 
-    fn check(
-        &mut self,
-        half: u32,
-        bytes: &[u8; CELL_BYTES],
-    ) -> Result<std::result::Result<Option<Cell>, CellFault>> {
-        let cell = match Cell::decode(bytes) {
-            Ok(Some(cell)) => cell,
-            other => return Ok(other),
-        };
+    /// Checks a whole cell's place, its bounds and, if it carries a checksum, its archive.
+    fn check(&mut self, half: u32, cell: &Cell) -> std::result::Result<(), CellFault> {
         if cell.sequence.0 & 1 != half {
-            return Ok(Err(CellFault::Misplaced));
+            return Err(CellFault::Misplaced);
         }
-        if cell.state == CellState::Live {
-            let Some(offset) = archive_offset(self.geometry, &cell, self.limits) else {
-                return Ok(Err(CellFault::Bounds));
-            };
-            let bytes = u64::from(cell.archive_bytes);
-            let Some(heap_left) = self.heap_left.checked_sub(bytes) else {
-                return Ok(Err(CellFault::Bounds));
-            };
-            if cell.checksum != ArchiveChecksum::None {
-                let Some(checked_left) = self.checked_left.checked_sub(bytes) else {
-                    return Ok(Err(CellFault::Bounds));
-                };
-                self.checked_left = checked_left;
-                self.archive.clear();
-                self.archive.resize(cell.archive_bytes as usize, 0);
-                self.memory.read(offset, &mut self.archive)?;
-                if !cell.checksum.matches(&self.archive) {
-                    return Ok(Err(CellFault::Archive));
-                }
+        if cell.state != CellState::Live {
+            return Ok(());
+        }
+        let bytes = u64::from(cell.archive_bytes);
+        let offset = archive_offset(self.geometry, cell, self.limits).ok_or(CellFault::Bounds)?;
+        let heap_left = self.heap_left.checked_sub(bytes).ok_or(CellFault::Bounds)?;
+        if cell.checksum != ArchiveChecksum::None {
+            self.checked_left = self.checked_left.checked_sub(bytes).ok_or(CellFault::Bounds)?;
+            self.archive.clear();
+            self.archive.resize(cell.archive_bytes as usize, 0);
+            self.memory.read(offset, &mut self.archive).map_err(|_| CellFault::Bounds)?;
+            if !cell.checksum.matches(&self.archive) {
+                return Err(CellFault::Archive);
             }
-            self.heap_left = heap_left;
         }
-        Ok(Ok(Some(cell)))
+        self.heap_left = heap_left;
+        Ok(())
     }
 }
 
