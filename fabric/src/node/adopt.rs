@@ -1,6 +1,6 @@
-//! Adoption in the background: the steward takes over the sessions of a dead node that fall to its own, so that each is cached
-//! and safely copied again without a request (C7), and tells the servers what is settled, so that they can release the
-//! dead node's leases as a set (R10).
+//! Adoption in the background: the steward takes over the sessions of a dead node that fall to its own, so
+//! that each is cached and safely copied again without a request (C7), and tells the servers what is settled,
+//! so that they can release the dead node's leases as a set (R10).
 
 use super::claims::{
     Claimed, Wanted, admit, claim, claim_at_newcomers, fetch_archives, protect_admitted, unclaim,
@@ -184,7 +184,8 @@ impl Pass<'_> {
         Ok(wanted)
     }
 
-    /// Tells the servers what is settled and what is gone; what they do not take is told again by the next pass.
+    /// Tells the servers what is settled and what is gone; what they do not take is told again by the next
+    /// pass.
     fn report(&mut self) {
         let settled = std::mem::take(&mut self.settled);
         if !settled.is_empty() {

@@ -1,7 +1,9 @@
-//! The agent: the thread of each process that joins, tries to become steward, and then carries out what the steward decides.
+//! The agent: the thread of each process that joins, tries to become steward, and then carries out what the
+//! steward decides.
 //!
-//! Heartbeats must not wait for anything: connections, control calls to servers, sweeps and adoptions run on short-lived
-//! threads of their own and come back as events. At most one of each kind runs ([`super::steward`] sees to that).
+//! Heartbeats must not wait for anything: connections, control calls to servers, sweeps and adoptions run on
+//! short-lived threads of their own and come back as events. At most one of each kind runs
+//! ([`super::steward`] sees to that).
 
 use super::adopt;
 use super::attachment::Attachment;
@@ -337,7 +339,8 @@ impl<'a> Agent<'a> {
         self.send(&ToDirector::Beat(beat));
     }
 
-    /// Copies in a lease, for people to see. Counting looks at every slot, so large leases are counted less often.
+    /// Copies in a lease, for people to see. Counting looks at every slot, so large leases are counted less
+    /// often.
     fn copies_at(&mut self, server: Incarnation, book: BookIndex) -> u64 {
         let slots = u64::from(self.host.cache.book(book).geometry.slot_count);
         let is_due = self.beats.is_multiple_of(1 + slots / SLOTS_PER_COUNT);

@@ -1,7 +1,8 @@
 //! [`Attachment`]: one process's membership in its node, over all incarnations.
 //!
-//! A process opens its node's lock file once and never closes it while attached, so attaching twice gives the same
-//! attachment; the registry here finds it. The agent thread joins, keeps joining after the end of an incarnation, and leaves.
+//! A process opens its node's lock file once and never closes it while attached, so attaching twice gives the
+//! same attachment; the registry here finds it. The agent thread joins, keeps joining after the end of an
+//! incarnation, and leaves.
 
 use super::AttachOptions;
 use super::agent;

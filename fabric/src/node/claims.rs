@@ -14,15 +14,15 @@ use crate::rules::{Rule, holds};
 /// What claiming a session at every up server has shown.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Claimed {
-    /// It is this node's to adopt: the best copy over all servers (R5), and the servers that have it, by their index in
-    /// the view. `None`: no server has a copy.
+    /// It is this node's to adopt: the best copy over all servers (R5), and the servers that have it, by
+    /// their index in the view. `None`: no server has a copy.
     Ours(Option<(SealedCopy, Vec<usize>)>),
     /// Another incarnation has claimed it.
     Elsewhere(Incarnation),
 }
 
-/// Claims sessions at every up server, in the order of the view (R1), and takes the highest version of all (R5); of one
-/// version the tombstone.
+/// Claims sessions at every up server, in the order of the view (R1), and takes the highest version of all
+/// (R5); of one version the tombstone.
 ///
 /// # Errors
 /// If one server could not answer. Claims that were made stay; claim again, or [`unclaim`].
@@ -92,8 +92,8 @@ pub(super) struct Wanted {
     pub at: Vec<usize>,
 }
 
-/// Fetches archives, each from the first server that can give a copy which passes its checks. The answers stand in the order
-/// of `wanted`.
+/// Fetches archives, each from the first server that can give a copy which passes its checks. The answers
+/// stand in the order of `wanted`.
 pub(super) fn fetch_archives(host: &Host, plan: &Plan, wanted: &[Wanted]) -> Vec<Result<OwnedArchive>> {
     let mut results: Vec<Option<Result<OwnedArchive>>> = wanted.iter().map(|_| None).collect();
     for (index, server) in plan.view.servers.iter().enumerate() {
@@ -127,7 +127,8 @@ pub(super) fn fetch_archives(host: &Host, plan: &Plan, wanted: &[Wanted]) -> Vec
     results.into_iter().map(|result| result.unwrap_or_else(|| Err(missing()))).collect()
 }
 
-/// Copies a fetched archive out and checks it: hostile until then (invariant 6). R7: it carries the id and version of its cell.
+/// Copies a fetched archive out and checks it: hostile until then (invariant 6). R7: it carries the id and
+/// version of its cell.
 fn check(host: &Host, wanted: &Wanted, fetched: &FetchedArchive) -> Result<OwnedArchive> {
     let corrupt = |why: String| {
         host.count(Counter::BadCopies, 1);
@@ -175,8 +176,8 @@ pub(super) fn admit(
     Ok(Stamp { id: wanted.id, version, expiry_ms: wanted.copy.expiry_ms })
 }
 
-/// Servers that came into the view since `plan` have been told no claim of this one by us, unless the steward's registration
-/// saw the session: claims there, too, before the session is served (R1).
+/// Servers that came into the view since `plan` have been told no claim of this one by us, unless the
+/// steward's registration saw the session: claims there, too, before the session is served (R1).
 pub(super) fn claim_at_newcomers(host: &Host, plan: &Plan, ids: &[SessionId]) -> Result<()> {
     let newest = host.plan().clone();
     let newcomer = |server: &crate::view::ServerEntry| plan.view.server(server.incarnation).is_none();

@@ -61,7 +61,8 @@ impl OpenSession {
         let reach = match protect(&host, self.hold()?, &plan, &stamp, Cargo::Archive) {
             Ok(reach) => reach,
             Err(error) if error.kind == ErrorKind::LockLost => {
-                // The version stands in the cache; who has the lock now goes on from it, and the sweep copies it.
+                // The version stands in the cache; who has the lock now goes on from it, and the sweep copies
+                // it.
                 host.count(Counter::Unprotected, 1);
                 Reach { short: Some(Short::NotAwaited), ..Reach::default() }
             }

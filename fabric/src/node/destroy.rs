@@ -1,9 +1,9 @@
 //! The end of a session: destroyed by its user or expired. Gone is gone, from every copy.
 //!
-//! The entry becomes a tombstone first, so that nobody of this node sees the session again; then every lease to which it was
-//! ever posted gets a tombstone (R9), sealed copies are declared gone, and last the slots are given back, unless sealed
-//! copies may still exist (R10) or a slot of the session is in quarantine. Whatever cannot be done now is done by the
-//! steward's sweep, which finds the entry by its state.
+//! The entry becomes a tombstone first, so that nobody of this node sees the session again; then every lease
+//! to which it was ever posted gets a tombstone (R9), sealed copies are declared gone, and last the slots are
+//! given back, unless sealed copies may still exist (R10) or a slot of the session is in quarantine. Whatever
+//! cannot be done now is done by the steward's sweep, which finds the entry by its state.
 
 use super::host::{Counter, Host, Plan};
 use super::open::{Access, Facts, OpenSession, facts_of, timed_out};
@@ -28,7 +28,8 @@ pub(super) enum Burial {
 }
 
 impl OpenSession {
-    /// Destroys the session; returns when every server that ever had a copy has its tombstone or is out of the view.
+    /// Destroys the session; returns when every server that ever had a copy has its tombstone or is out of
+    /// the view.
     pub fn destroy(mut self) -> Result<()> {
         let host = self.host.clone();
         if self.archive().is_none() {
@@ -69,8 +70,9 @@ pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Inst
     Ok(())
 }
 
-/// Takes a tombstone entry as far as it goes now; waits for links that were not opened yet until `deadline`. `declare`: sealed
-/// copies are declared gone. Who comes again need not while they exist: what a server missed, it lists to the adoption.
+/// Takes a tombstone entry as far as it goes now; waits for links that were not opened yet until `deadline`.
+/// `declare`: sealed copies are declared gone. Who comes again need not while they exist: what a server
+/// missed, it lists to the adoption.
 pub(super) fn bury(host: &Host, hold: &mut Hold, deadline: Instant, declare: bool) -> Result<Burial> {
     let info = hold.info()?;
     debug_assert_eq!(info.state, EntryState::Gone);
@@ -117,8 +119,8 @@ pub(super) fn bury(host: &Host, hold: &mut Hold, deadline: Instant, declare: boo
     Ok(Burial::Done)
 }
 
-/// Whether a place must still be given the tombstone (R9): all do, not only the placement's; but for a server that has left
-/// the view nothing counts any more.
+/// Whether a place must still be given the tombstone (R9): all do, not only the placement's; but for a server
+/// that has left the view nothing counts any more.
 fn needs_tombstone(plan: &Plan, place: &PlaceInfo, id: SessionId, version: Version) -> bool {
     if plan.view.server(place.server).is_none() {
         return false;

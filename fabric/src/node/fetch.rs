@@ -1,4 +1,5 @@
-//! A request's session that is not in the cache and whose host is over: claim, fetch, adopt, and serve it here.
+//! A request's session that is not in the cache and whose host is over: claim, fetch, adopt, and serve it
+//! here.
 
 use super::claims::{
     Claimed, Wanted, admit, claim, claim_at_newcomers, fetch_archives, protect_admitted, unclaim,
@@ -28,11 +29,12 @@ pub(super) enum Fetched {
 /// How long to wait before servers that could not answer are asked again.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Takes the session over. Waits, at most until `deadline`, for the view to say that all leases are sealed (R2) and for every
-/// up server to answer (R5).
+/// Takes the session over. Waits, at most until `deadline`, for the view to say that all leases are sealed
+/// (R2) and for every up server to answer (R5).
 pub(super) fn fetch(host: &Host, cookie: &Cookie, deadline: Instant) -> Result<Fetched> {
     wait_for_view(host, cookie, deadline)?;
-    // The entry first: other requests of this node queue behind it instead of fetching the same session again.
+    // The entry first: other requests of this node queue behind it instead of fetching the same session
+    // again.
     let Inserted::Granted(mut hold) = host.cache.insert(&cookie.id, EntryInit::default())? else {
         return Ok(Fetched::Hosted);
     };
@@ -77,8 +79,9 @@ enum Attempt {
     Admitted(Stamp),
 }
 
-/// After this the session may be served: every server knows the claim (R1), and its copies are made. Failing here leaves
-/// it in the cache, where the next request finds it; the steward registers the claim and makes the copies, too.
+/// After this the session may be served: every server knows the claim (R1), and its copies are made. Failing
+/// here leaves it in the cache, where the next request finds it; the steward registers the claim and makes
+/// the copies, too.
 fn settle_in(host: &Host, plan: &Plan, hold: &mut Hold, stamp: &Stamp, deadline: Instant) -> Result<()> {
     loop {
         match claim_at_newcomers(host, plan, &[stamp.id]) {
@@ -107,7 +110,8 @@ fn try_fetch(host: &Host, plan: &Plan, cookie: &Cookie, hold: &mut Hold) -> Resu
         }
     };
     if !copy.live || copy.expiry_ms <= host.clock.unix_ms() {
-        // Final everywhere before it is said (R9, R14): a server that missed the tombstone must not revive it.
+        // Final everywhere before it is said (R9, R14): a server that missed the tombstone must not revive
+        // it.
         if !declare_gone(host, plan, &[(id, copy.version)]) {
             return Err(Error::new(
                 ErrorKind::Unreachable,
@@ -130,8 +134,9 @@ fn is_sealed(view: &View) -> bool {
     view.all_sealed() || !holds(Rule::R2SealByView)
 }
 
-/// A tag from the future means that this node's view is behind: the host may be alive. Waits for a newer view, but only as
-/// long as a heartbeat may be late; a tag of a cluster that is no more is treated as dead then.
+/// A tag from the future means that this node's view is behind: the host may be alive. Waits for a newer
+/// view, but only as long as a heartbeat may be late; a tag of a cluster that is no more is treated as dead
+/// then.
 fn wait_for_view(host: &Host, cookie: &Cookie, deadline: Instant) -> Result<()> {
     let is_known = |plan: &Plan| {
         let live = plan.view.nodes.iter().map(|node| node.incarnation);

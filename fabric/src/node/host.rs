@@ -1,7 +1,8 @@
 //! [`Host`]: one process's part in one incarnation of its node; what every operation works on.
 //!
-//! It joins the cache segment, the newest view and this process's links in a [`Plan`] that is replaced as a whole, so that an
-//! operation sees one consistent picture. Everything that touches the world (clock, servers) is passed in.
+//! It joins the cache segment, the newest view and this process's links in a [`Plan`] that is replaced as a
+//! whole, so that an operation sees one consistent picture. Everything that touches the world (clock,
+//! servers) is passed in.
 
 use super::clock::Clock;
 use super::servers::Servers;
@@ -146,7 +147,8 @@ impl Plan {
         self.places_of(id).any(|(_, link)| matches!(link, LinkState::Closed))
     }
 
-    /// Whether the leases of a dead incarnation, and with them copies in sealed leases, may still exist (R10).
+    /// Whether the leases of a dead incarnation, and with them copies in sealed leases, may still exist
+    /// (R10).
     pub fn sealed_copies_exist(&self) -> bool {
         !self.view.dead.is_empty()
     }
@@ -254,7 +256,8 @@ impl Host {
                 Ok(None) => {}
                 Err(error) => {
                     tracing::debug!(server = server.name, %error, "the link cannot be opened yet");
-                    // A server that has not heard of this incarnation will in a moment: who needs the link waits for it.
+                    // A server that has not heard of this incarnation will in a moment: who needs the link
+                    // waits for it.
                     if error.kind != ErrorKind::NotYet {
                         self.replace_link(server.incarnation, LinkState::Failed);
                     }

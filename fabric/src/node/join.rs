@@ -35,7 +35,8 @@ pub(super) fn join(attachment: &Attachment) -> Result<Joined> {
     }
     let config = &attachment.config;
     let segments = format!("{}{}", config.segment_prefix(), attachment.name);
-    // No process of an older life is left, or its cache is poisoned by this: only then the director may be asked (R3).
+    // No process of an older life is left, or its cache is poisoned by this: only then the director may be
+    // asked (R3).
     Cache::remove_stale(&segments, None)?;
     let (director, incarnation, view) = register(attachment)?;
     let spec = CacheSpec::from_config(config, &attachment.name, incarnation);

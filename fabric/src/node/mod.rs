@@ -1,13 +1,15 @@
-//! The node library: what a web server's processes call. Attach, create, open, read, change, commit, destroy, regenerate.
+//! The node library: what a web server's processes call. Attach, create, open, read, change, commit, destroy,
+//! regenerate.
 //!
-//! [`Node`] is one process's attachment to its node. It can be cloned and used from any thread. The processes of a node
-//! share the cache segment; one of them is steward (see [`steward`]).
+//! [`Node`] is one process's attachment to its node. It can be cloned and used from any thread. The processes
+//! of a node share the cache segment; one of them is steward (see [`steward`]).
 //!
-//! Every call that can wait has a form that ends in `_start`: it either ends at once ([`Started::Now`]) or goes on in the
-//! background, and its [`Completion`] is fetched with [`Node::next_completion`] when [`Node::completion_fd`] is readable.
+//! Every call that can wait has a form that ends in `_start`: it either ends at once ([`Started::Now`]) or
+//! goes on in the background, and its [`Completion`] is fetched with [`Node::next_completion`] when
+//! [`Node::completion_fd`] is readable.
 //!
-//! Invariant: a handle works only on its own incarnation and in its own process (R3); after the end of an incarnation the
-//! process joins the next one by itself, and old handles answer `OwnershipLost`.
+//! Invariant: a handle works only on its own incarnation and in its own process (R3); after the end of an
+//! incarnation the process joins the next one by itself, and old handles answer `OwnershipLost`.
 
 mod adopt;
 mod agent;
@@ -47,8 +49,8 @@ use std::time::{Duration, Instant};
 /// How to attach.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AttachOptions {
-    /// How long to wait until the node is part of the cluster. Zero: return at once; the process joins in the background,
-    /// and calls wait for that, each within its own bound.
+    /// How long to wait until the node is part of the cluster. Zero: return at once; the process joins in the
+    /// background, and calls wait for that, each within its own bound.
     pub wait: Duration,
 }
 
@@ -118,12 +120,13 @@ pub struct Node {
 
 impl Node {
     /// Attaches this process to the node `node_name` of the configuration at `config_path`. `None` stands for
-    /// `SELVAGE_CONFIG`, or else the default path, and for `SELVAGE_NODE`, or else the only node of the configuration.
-    /// Attaching again in one process gives the same attachment. After `fork` the child attaches anew.
+    /// `SELVAGE_CONFIG`, or else the default path, and for `SELVAGE_NODE`, or else the only node of the
+    /// configuration. Attaching again in one process gives the same attachment. After `fork` the child
+    /// attaches anew.
     ///
     /// # Errors
-    /// `Invalid` for the configuration; `Os` if the node's folder or lock file cannot be used; `Timeout`, with what kept it
-    /// from joining, if `options.wait` has passed.
+    /// `Invalid` for the configuration; `Os` if the node's folder or lock file cannot be used; `Timeout`,
+    /// with what kept it from joining, if `options.wait` has passed.
     pub fn attach(
         config_path: Option<&Path>,
         node_name: Option<&str>,
@@ -132,8 +135,8 @@ impl Node {
         Ok(Self { handle: attachment::attach(config_path, node_name, options)? })
     }
 
-    /// Detaches: waits (bounded) until operations under way have ended, and leaves. The last process out removes the
-    /// segment. The same as dropping the last clone, but says if that was not the last.
+    /// Detaches: waits (bounded) until operations under way have ended, and leaves. The last process out
+    /// removes the segment. The same as dropping the last clone, but says if that was not the last.
     ///
     /// # Errors
     /// `Conflict` if clones or sessions are still in use; `Forked`.
@@ -166,12 +169,12 @@ impl Node {
         self.attachment().host().map(|host| host.incarnation())
     }
 
-    /// Opens the session that a valid cookie names: from the cache, or from the session servers if its host is over.
-    /// Waits for the lock, a fetch or the join, at most `session.wait_ms`.
+    /// Opens the session that a valid cookie names: from the cache, or from the session servers if its host
+    /// is over. Waits for the lock, a fetch or the join, at most `session.wait_ms`.
     ///
     /// # Errors
-    /// `Busy` if too many wait for this session; `Timeout`; `NotYet` if the servers could not all answer in time; `Full`;
-    /// `Corrupt` if the only copies fail their checks; `Forked`.
+    /// `Busy` if too many wait for this session; `Timeout`; `NotYet` if the servers could not all answer in
+    /// time; `Full`; `Corrupt` if the only copies fail their checks; `Forked`.
     pub fn open(&self, cookie: &Cookie, mode: OpenMode) -> Result<Opened> {
         let deadline = self.deadline();
         let host = self.wait_host(deadline)?;
@@ -188,8 +191,8 @@ impl Node {
         Ok(self.started(attachment.operations.open(attachment, cookie, mode, user_data)))
     }
 
-    /// A new session with a new id, hosted here, locked, and not yet committed: nobody else sees it before its first commit,
-    /// and closing it uncommitted leaves nothing.
+    /// A new session with a new id, hosted here, locked, and not yet committed: nobody else sees it before
+    /// its first commit, and closing it uncommitted leaves nothing.
     ///
     /// # Errors
     /// `TooLarge` for the owner; `Full`; `Timeout` while joining; `Forked`.
@@ -208,7 +211,8 @@ impl Node {
         Ok(self.started(attachment.operations.create(attachment, owner, user_data)))
     }
 
-    /// A descriptor that is readable while completions wait: an eventfd of this process; do not read or close it.
+    /// A descriptor that is readable while completions wait: an eventfd of this process; do not read or close
+    /// it.
     ///
     /// # Errors
     /// `Forked`.
@@ -217,7 +221,8 @@ impl Node {
         Ok(self.attachment().operations.fd())
     }
 
-    /// The next completion, if any. Never waits. After `None` the descriptor is not readable until another one comes.
+    /// The next completion, if any. Never waits. After `None` the descriptor is not readable until another
+    /// one comes.
     pub fn next_completion(&self) -> Option<Completion> {
         if self.check_process().is_err() {
             return None;
@@ -226,13 +231,15 @@ impl Node {
         Some(Completion { op, user_data, outcome: self.outcome(ended) })
     }
 
-    /// Gives an operation up: there will be no completion for it. Returns false if it has ended already (its completion is
-    /// waiting or was fetched). What it has begun at the servers may still happen; a session that it held is closed.
+    /// Gives an operation up: there will be no completion for it. Returns false if it has ended already (its
+    /// completion is waiting or was fetched). What it has begun at the servers may still happen; a session
+    /// that it held is closed.
     pub fn cancel(&self, op: OpId) -> bool {
         self.check_process().is_ok() && self.attachment().operations.cancel(op)
     }
 
-    /// The valid session cookie in the value of a `Cookie` header, if any; the first one that a key has signed.
+    /// The valid session cookie in the value of a `Cookie` header, if any; the first one that a key has
+    /// signed.
     pub fn decode_cookie_header(&self, header: &str) -> Option<Cookie> {
         cookie::decode_header(header, self.config())
     }

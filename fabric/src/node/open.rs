@@ -1,8 +1,10 @@
 //! [`OpenSession`]: an open session and what can be done with it; and how it comes to be open.
 //!
-//! Opening goes in steps, so that the same code serves callers that block and callers that must not: [`begin`] either ends at
-//! once, or leaves a place in the queue for the lock ([`Step::Wait`], then [`granted`]), or needs a thread that may block
-//! ([`Step::Slow`], then [`blocking`]).
+//! Opening goes in steps, so that the same code serves callers that block and callers that must not:
+//! [`begin`] either ends at once, or leaves a place in the queue for the lock ([`Step::Wait`], then
+//! [`granted`]), or needs a thread that may block ([`Step::Slow`], then [`blocking`]).
+//!
+//! Unsafe code: reading an archive where it lies in the cache, without a check (invariant 7).
 
 use super::fetch;
 use super::host::{Counter, Host, Plan};
@@ -65,8 +67,8 @@ pub(super) enum Step {
     Slow,
 }
 
-/// Begins to open the session that a cookie names. Never waits for a lock; talks to servers only if it `may_block`, and that
-/// only to end a session whose time is over.
+/// Begins to open the session that a cookie names. Never waits for a lock; talks to servers only if it
+/// `may_block`, and that only to end a session whose time is over.
 pub(super) fn begin(host: &Arc<Host>, cookie: &Cookie, mode: OpenMode, may_block: bool) -> Result<Step> {
     host.check()?;
     if mode == OpenMode::ReadOnly
@@ -101,7 +103,8 @@ fn missing(host: &Host, cookie: &Cookie) -> Step {
     }
 }
 
-/// Goes on when the lock was granted. `None`: the entry is not what it was; begin again, with a thread that may block.
+/// Goes on when the lock was granted. `None`: the entry is not what it was; begin again, with a thread that
+/// may block.
 pub(super) fn granted(
     host: &Arc<Host>,
     cookie: &Cookie,
@@ -194,8 +197,8 @@ pub(super) fn create(host: &Arc<Host>, owner: Option<&str>) -> Result<OpenSessio
     Ok(session)
 }
 
-/// `None`: the session has to be opened by its lock first, because its time is over or, unless `had_lock`, because it is just
-/// being adopted and its copies are not made yet.
+/// `None`: the session has to be opened by its lock first, because its time is over or, unless `had_lock`,
+/// because it is just being adopted and its copies are not made yet.
 fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin, had_lock: bool) -> Result<Option<OpenSession>> {
     let now_ms = host.clock.unix_ms();
     if pin.expiry_ms() <= now_ms {
@@ -229,7 +232,8 @@ fn touch_if_free(host: &Host, id: &SessionId) -> Result<()> {
     Ok(())
 }
 
-/// Whether a session's time is over. It goes by the expiry that its copies have (R13); without copies by the cache's.
+/// Whether a session's time is over. It goes by the expiry that its copies have (R13); without copies by the
+/// cache's.
 pub(super) fn is_expired(host: &Host, info: &EntryInfo) -> bool {
     let has_copies = info.places.iter().any(|place| place.acked.is_some());
     let expiry_ms = if has_copies && holds(Rule::R13Touch) { info.pushed_expiry_ms } else { info.expiry_ms };
@@ -295,7 +299,8 @@ pub(super) fn timed_out(host: &Host, what: &str) -> Error {
     Error::new(ErrorKind::Timeout, Origin::Node, context)
 }
 
-/// Whether tombstones need neither a control call nor a wait: nobody else can have a copy, and every link is open.
+/// Whether tombstones need neither a control call nor a wait: nobody else can have a copy, and every link is
+/// open.
 fn can_end_at_once(host: &Host, adopted: bool) -> bool {
     !adopted && host.plan().is_linked()
 }
@@ -331,9 +336,9 @@ impl OpenSession {
         if bytes.is_empty() {
             return None;
         }
-        // SAFETY: the bytes are a whole archive, built by this node's processes or validated when they were fetched
-        // (invariant 7), aligned to the 256 bytes of a block; a block is immutable while it is an entry's or pinned
-        // (invariant 2), which `hold` and `pin` keep up while `self` is borrowed.
+        // SAFETY: the bytes are a whole archive, built by this node's processes or validated when they were
+        // fetched (invariant 7), aligned to the 256 bytes of a block; a block is immutable while it is an
+        // entry's or pinned (invariant 2), which `hold` and `pin` keep up while `self` is borrowed.
         Some(unsafe { trusted(bytes) })
     }
 

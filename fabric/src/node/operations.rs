@@ -1,8 +1,9 @@
 //! Operations that go on in the background, and their completions.
 //!
-//! Waits for locks are kept by one thread that looks at all of them whenever the process's doorbell rings, so that any number
-//! can wait; what must block (a fetch, the opening of a link, tombstones of a server that does not answer) goes to a few
-//! worker threads. A worker never waits for a session's lock: its holder might need a worker to let go.
+//! Waits for locks are kept by one thread that looks at all of them whenever the process's doorbell rings, so
+//! that any number can wait; what must block (a fetch, the opening of a link, tombstones of a server that
+//! does not answer) goes to a few worker threads. A worker never waits for a session's lock: its holder might
+//! need a worker to let go.
 
 use super::attachment::Attachment;
 use super::host::Host;
@@ -23,7 +24,8 @@ use std::time::Instant;
 /// Threads for what must block.
 const WORKERS: usize = 4;
 
-/// How an operation ended, without the [`super::Node`] that public handles keep: what waits here must not keep it alive.
+/// How an operation ended, without the [`super::Node`] that public handles keep: what waits here must not
+/// keep it alive.
 pub(super) enum Ended {
     Opened(Result<Found>),
     Committed(OpenSession, Result<Committed>),
@@ -287,7 +289,8 @@ impl Operations {
         );
     }
 
-    /// An open on a worker thread: joins, fetches, ends expired sessions, but leaves waits for locks to the waiting thread.
+    /// An open on a worker thread: joins, fetches, ends expired sessions, but leaves waits for locks to the
+    /// waiting thread.
     fn open_slowly(&self, attachment: &Arc<Attachment>, opening: Opening) {
         let found = loop {
             if self.is_cancelled(opening.op) {

@@ -1,9 +1,10 @@
-//! Pushing a session to its places: the one way that commit, touch, re-copy, adoption and destroy write into leases.
+//! Pushing a session to its places: the one way that commit, touch, re-copy, adoption and destroy write into
+//! leases.
 //!
-//! The caller has the session's lock. Rules: an ack belongs to the server incarnation of its link (R6); a lease found sealed
-//! ends this incarnation, and no ack counts from then on (R2); acks are reported under a valid mandate only (R8); what may
-//! still be written is never superseded in its slot (R4); the previous block is freed by the ack of the next (R7), which
-//! is [`Hold::end_push`]'s part.
+//! The caller has the session's lock. Rules: an ack belongs to the server incarnation of its link (R6); a
+//! lease found sealed ends this incarnation, and no ack counts from then on (R2); acks are reported under a
+//! valid mandate only (R8); what may still be written is never superseded in its slot (R4); the previous
+//! block is freed by the ack of the next (R7), which is [`Hold::end_push`]'s part.
 
 use super::host::{Counter, Host, Lane, LinkState, Plan};
 use super::session::Short;
@@ -34,8 +35,8 @@ pub struct Stamp {
 pub enum Cargo {
     /// The archive and its cell, everywhere.
     Archive,
-    /// What each place lacks: nothing where the version is acked; only a cell where this earlier version with the same
-    /// archive is acked (R13); the archive elsewhere.
+    /// What each place lacks: nothing where the version is acked; only a cell where this earlier version with
+    /// the same archive is acked (R13); the archive elsewhere.
     Missing {
         /// The earlier version, if the archive has not changed since.
         same_since: Option<Version>,
@@ -127,8 +128,8 @@ pub fn protect(host: &Host, hold: &mut Hold, plan: &Plan, stamp: &Stamp, cargo: 
     judge(host, reach)
 }
 
-/// What of the acks may be reported: none after the end of the incarnation (R2), and none without a mandate, looked at after
-/// the completions (R8).
+/// What of the acks may be reported: none after the end of the incarnation (R2), and none without a mandate,
+/// looked at after the completions (R8).
 fn judge(host: &Host, reach: Reach) -> Result<Reach> {
     if holds(Rule::R2SealByView) && host.cache.is_poisoned() {
         return Err(host.ownership_lost());

@@ -1,4 +1,5 @@
-//! A new id for a session (R15), at a change of privilege: what was known under the old id must not gain what the new one may.
+//! A new id for a session (R15), at a change of privilege: what was known under the old id must not gain what
+//! the new one may.
 
 use super::destroy::entomb;
 use super::host::Counter;
@@ -11,8 +12,8 @@ use crate::ident::{SessionId, Version};
 use crate::rules::{Rule, holds};
 
 impl OpenSession {
-    /// Moves the committed state to a new id: under both ids' locks the new copy is acked, then the old tombstone, then it
-    /// returns. Uncommitted changes go along, uncommitted.
+    /// Moves the committed state to a new id: under both ids' locks the new copy is acked, then the old
+    /// tombstone, then it returns. Uncommitted changes go along, uncommitted.
     pub fn regenerate(&mut self) -> Result<()> {
         self.hold()?.check()?;
         let host = self.host.clone();
@@ -42,7 +43,8 @@ impl OpenSession {
         entomb(&host, &mut old_hold, &old_facts, host.deadline())
     }
 
-    /// Publishes the committed archive under the new id and has it acked by every server of its placement that is up.
+    /// Publishes the committed archive under the new id and has it acked by every server of its placement
+    /// that is up.
     fn copy_to(&self, hold: &mut Hold, facts: &mut Facts) -> Result<()> {
         let Some(archive) = self.archive() else { return Ok(()) };
         let host = &self.host;

@@ -1,4 +1,5 @@
-//! How a node talks to session servers: control calls and links, behind a trait that a simulation can stand in for.
+//! How a node talks to session servers: control calls and links, behind a trait that a simulation can stand
+//! in for.
 
 use crate::control::message::{FromServer, Role, ToServer};
 use crate::control::stream::{Stream, refusal_error};

@@ -1,4 +1,6 @@
 //! [`Session`]: a handle to one open session.
+//!
+//! Unsafe code: a handle must go away without its destructor in a forked child, and come apart in its own process.
 
 use super::open::OpenSession;
 use super::{Node, Started};
@@ -20,7 +22,8 @@ pub enum Ack {
     None,
 }
 
-/// Why a commit reached fewer copies than configured. The session is whole in the cache, and copies follow by themselves.
+/// Why a commit reached fewer copies than configured. The session is whole in the cache, and copies follow by
+/// themselves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Short {
     /// The node has no valid mandate: no director was reached lately (R8). No copy is reported.
@@ -44,12 +47,12 @@ pub struct Committed {
     pub short: Option<Short>,
 }
 
-/// An open session. Exclusive handles hold its lock until they are closed (dropped); read-only ones keep the version that
-/// they opened. Changes are seen only through this handle until they are committed; closing forgets them. It can move
-/// between threads; it cannot be used in a forked child.
+/// An open session. Exclusive handles hold its lock until they are closed (dropped); read-only ones keep the
+/// version that they opened. Changes are seen only through this handle until they are committed; closing
+/// forgets them. It can move between threads; it cannot be used in a forked child.
 pub struct Session {
-    /// Dropped before `node`, which keeps the process in its segment; not at all in a forked child, where the lock and the
-    /// place in the segment are the parent's.
+    /// Dropped before `node`, which keeps the process in its segment; not at all in a forked child, where the
+    /// lock and the place in the segment are the parent's.
     open: ManuallyDrop<OpenSession>,
     node: Node,
 }
@@ -117,7 +120,8 @@ impl Session {
     /// Sets an attribute.
     ///
     /// # Errors
-    /// `TooLarge`, with size and limit, for the name or the value; `Invalid` for an empty name or a read-only handle.
+    /// `TooLarge`, with size and limit, for the name or the value; `Invalid` for an empty name or a read-only
+    /// handle.
     pub fn set(&mut self, name: &str, value: Value) -> Result<()> {
         self.open.set(name, value)
     }
@@ -133,7 +137,8 @@ impl Session {
     /// Adds to a whole number, a missing one counting as 0, and returns the new one.
     ///
     /// # Errors
-    /// `Invalid` if the attribute is something else, would overflow, or the handle is read-only; `TooLarge` for the name.
+    /// `Invalid` if the attribute is something else, would overflow, or the handle is read-only; `TooLarge`
+    /// for the name.
     pub fn incr(&mut self, name: &str, by: i64) -> Result<i64> {
         self.open.incr(name, by)
     }
@@ -146,12 +151,12 @@ impl Session {
         self.open.set_owner(owner)
     }
 
-    /// Makes the changes the session's new version, in the cache and in its copies. Without changes only a touch is
-    /// written, if one is due. The handle stays open.
+    /// Makes the changes the session's new version, in the cache and in its copies. Without changes only a
+    /// touch is written, if one is due. The handle stays open.
     ///
     /// # Errors
-    /// `TooLarge`, `Full`: nothing was changed, and the changes are still there. `OwnershipLost`, `LockLost`, `Gone`: nobody
-    /// will see the changes. `Invalid` for a read-only handle; `Forked`.
+    /// `TooLarge`, `Full`: nothing was changed, and the changes are still there. `OwnershipLost`, `LockLost`,
+    /// `Gone`: nobody will see the changes. `Invalid` for a read-only handle; `Forked`.
     pub fn commit(&mut self, ack: Ack) -> Result<Committed> {
         self.node.check_process()?;
         self.open.commit(ack)
@@ -168,11 +173,12 @@ impl Session {
         Ok(node.started(begun))
     }
 
-    /// Ends the session for ever: returns when every server that ever had a copy has its tombstone or is out of the view.
+    /// Ends the session for ever: returns when every server that ever had a copy has its tombstone or is out
+    /// of the view.
     ///
     /// # Errors
-    /// `OwnershipLost`, `LockLost`; `Timeout`: it is gone here, and its tombstones follow in the background; `Invalid` for a
-    /// read-only handle; `Forked`.
+    /// `OwnershipLost`, `LockLost`; `Timeout`: it is gone here, and its tombstones follow in the background;
+    /// `Invalid` for a read-only handle; `Forked`.
     pub fn destroy(self) -> Result<()> {
         let (_node, open) = self.into_parts()?;
         open.destroy()
@@ -189,12 +195,13 @@ impl Session {
         Ok(node.started(begun))
     }
 
-    /// Gives the session a new id, for a change of privilege: the copy under the new id and the tombstone of the old one are
-    /// acked by every server that is up when this returns (R15). Uncommitted changes stay uncommitted and go with the new id.
+    /// Gives the session a new id, for a change of privilege: the copy under the new id and the tombstone of
+    /// the old one are acked by every server that is up when this returns (R15). Uncommitted changes stay
+    /// uncommitted and go with the new id.
     ///
     /// # Errors
-    /// As [`Session::commit`]; the session then still has its old id. `Timeout`: it has its new id, and the tombstone of the
-    /// old one follows in the background.
+    /// As [`Session::commit`]; the session then still has its old id. `Timeout`: it has its new id, and the
+    /// tombstone of the old one follows in the background.
     pub fn regenerate(&mut self) -> Result<()> {
         self.node.check_process()?;
         self.open.regenerate()

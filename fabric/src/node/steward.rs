@@ -1,12 +1,14 @@
-//! The steward's decisions, as a state machine: `(state, event, now) -> effects`. Pure (architecture invariant 8).
+//! The steward's decisions, as a state machine: `(state, event, now) -> effects`. Pure (architecture
+//! invariant 8).
 //!
-//! One process of a node is steward. It beats to the director, keeps the mandate and the view in the segment, registers
-//! claims at new servers, has every session copied where the placement wants it, adopts what falls to this node when
-//! another dies, and ends the incarnation when the director says so. All of it is decided here; [`super::agent`]
-//! carries it out, and a simulation can do so in its place.
+//! One process of a node is steward. It beats to the director, keeps the mandate and the view in the segment,
+//! registers claims at new servers, has every session copied where the placement wants it, adopts what falls
+//! to this node when another dies, and ends the incarnation when the director says so. All of it is decided
+//! here; [`super::agent`] carries it out, and a simulation can do so in its place.
 //!
-//! Long work (a sweep over all sessions, the adoption of a dead incarnation, registering claims) is begun by an effect and
-//! ended by an event. At most one piece of each kind runs at a time, so that the state machine never floods its agent.
+//! Long work (a sweep over all sessions, the adoption of a dead incarnation, registering claims) is begun by
+//! an effect and ended by an event. At most one piece of each kind runs at a time, so that the state machine
+//! never floods its agent.
 
 use crate::control::message::{FromDirector, Refusal, ToDirector};
 use crate::ident::{Epoch, Incarnation};
@@ -90,7 +92,8 @@ pub enum Effect {
         /// The server's incarnation.
         server: Incarnation,
     },
-    /// Look at every session: copy it where the placement wants it, end it if it has expired; ends in `SweepEnded`.
+    /// Look at every session: copy it where the placement wants it, end it if it has expired; ends in
+    /// `SweepEnded`.
     Sweep,
     /// Adopt what falls to this node; ends in `AdoptionEnded`.
     Adopt {
@@ -170,8 +173,8 @@ enum Draining {
 const SWEEP_SHARE: u64 = 100;
 
 impl Steward {
-    /// The steward of a segment whose newest view is `view`. `connected`: the connection that gave the incarnation is
-    /// still there, so there is nothing to resume.
+    /// The steward of a segment whose newest view is `view`. `connected`: the connection that gave the
+    /// incarnation is still there, so there is nothing to resume.
     pub fn new(
         incarnation: Incarnation,
         timing: StewardTiming,
@@ -261,8 +264,8 @@ impl Steward {
                 let again = now_ns + self.timing.heartbeat_ns;
                 if let Some(adoption) = self.adoptions.iter_mut().find(|adoption| adoption.dead == dead) {
                     adoption.settled = complete && current;
-                    // A whole pass is repeated, slowly, until the view drops the incarnation: a node that dies now
-                    // leaves its part to us without a change of the list.
+                    // A whole pass is repeated, slowly, until the view drops the incarnation: a node that
+                    // dies now leaves its part to us without a change of the list.
                     let pause = if adoption.settled { 4 * self.timing.heartbeat_ns } else { 0 };
                     let at_ns = if current { again + pause } else { now_ns };
                     adoption.state = Work::Due { at_ns };

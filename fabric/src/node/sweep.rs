@@ -1,5 +1,6 @@
-//! The steward's rounds over all sessions: copies where the placement wants them (C9), the end of those whose time is over
-//! (R14), tombstones that could not be acked at once, and slots that dead writers left in quarantine (R4).
+//! The steward's rounds over all sessions: copies where the placement wants them (C9), the end of those whose
+//! time is over (R14), tombstones that could not be acked at once, and slots that dead writers left in
+//! quarantine (R4).
 
 use super::destroy::{Burial, bury, expire};
 use super::host::{Counter, Host, Plan};
@@ -60,8 +61,8 @@ pub(super) struct Swept {
     pub copied: u64,
 }
 
-/// Looks at every session once. Sessions whose lock is held are skipped: their holder may be about to push, and the next
-/// sweep comes soon.
+/// Looks at every session once. Sessions whose lock is held are skipped: their holder may be about to push,
+/// and the next sweep comes soon.
 pub(super) fn sweep(host: &Host, pace: &mut Pace<'_>) -> Result<Swept> {
     let plan = host.plan().clone();
     let mut swept = Swept { epoch: plan.view.epoch, complete: true, copied: 0 };
@@ -129,8 +130,8 @@ fn needs(host: &Host, plan: &Plan, info: &EntryInfo) -> Need {
     }
 }
 
-/// Whether a place that the placement does not name has to be dealt with. One that says "moved" is kept while sealed copies
-/// may exist (R10).
+/// Whether a place that the placement does not name has to be dealt with. One that says "moved" is kept while
+/// sealed copies may exist (R10).
 fn is_stray(plan: &Plan, info: &EntryInfo, place: &PlaceInfo) -> bool {
     let moved = place.block.is_none() && place.acked.is_some();
     !(moved && must_keep(plan, info)) || plan.view.server(place.server).is_none()
@@ -161,9 +162,11 @@ fn attend(host: &Host, plan: &Plan, info: &EntryInfo, need: Need) -> Result<bool
     }
 }
 
-/// Gives a session the copies that it lacks, then takes it out of the places where it no longer belongs (R11).
+/// Gives a session the copies that it lacks, then takes it out of the places where it no longer belongs
+/// (R11).
 fn recopy(host: &Host, plan: &Plan, hold: &mut Hold, info: &EntryInfo) -> Result<bool> {
-    // Places at servers that left the view hold nothing that counts (R6), and their number is bounded: free them first.
+    // Places at servers that left the view hold nothing that counts (R6), and their number is bounded: free
+    // them first.
     for place in info.places.iter().filter(|place| plan.view.server(place.server).is_none()) {
         hold.free_place(place.index)?;
     }
@@ -179,7 +182,8 @@ fn recopy(host: &Host, plan: &Plan, hold: &mut Hold, info: &EntryInfo) -> Result
     leave(host, plan, hold, info)
 }
 
-/// Writes "moved" to the places at servers of the view that the placement does not name, and gives their slots back.
+/// Writes "moved" to the places at servers of the view that the placement does not name, and gives their
+/// slots back.
 fn leave(host: &Host, plan: &Plan, hold: &mut Hold, info: &EntryInfo) -> Result<bool> {
     let stamp = Stamp { id: info.id, version: info.version, expiry_ms: info.expiry_ms };
     let placed = |server| plan.places_of(info.id).any(|(entry, _)| entry.incarnation == server);
@@ -199,8 +203,8 @@ fn leave(host: &Host, plan: &Plan, hold: &mut Hold, info: &EntryInfo) -> Result<
     Ok(done)
 }
 
-/// Gives back slots whose writer is known to be gone (R4). The slot says "moved" first: what the writer left there must not
-/// revive a session that is destroyed later (R9).
+/// Gives back slots whose writer is known to be gone (R4). The slot says "moved" first: what the writer left
+/// there must not revive a session that is destroyed later (R9).
 fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
     let mut all = true;
     for slot in host.cache.quarantined() {

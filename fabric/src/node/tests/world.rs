@@ -1,5 +1,6 @@
-//! A cluster in one process: real caches, leases and sealed indexes; a server that answers like a session server; a clock that
-//! the test moves. Nothing happens by itself: the test publishes views, sweeps and adopts.
+//! A cluster in one process: real caches, leases and sealed indexes; a server that answers like a session
+//! server; a clock that the test moves. Nothing happens by itself: the test publishes views, sweeps and
+//! adopts.
 
 use crate::archive::{ArchiveLimits, Value, ValueRef};
 use crate::cache::{Cache, CacheSpec};
@@ -246,8 +247,8 @@ impl World {
 
     pub fn with(servers: usize, nodes: usize, copies: u32, session: &str) -> Self {
         let mut text = format!(
-            "[cluster]\nname = \"t\"\nrun_dir = \"/nowhere\"\ncopies = {copies}\ncookie_keys = [\"{}\"]\n[director]\n\
-             [session]\narchive_bytes_max = 65536\n{session}\n\
+            "[cluster]\nname = \"t\"\nrun_dir = \"/nowhere\"\ncopies = {copies}\n\
+             cookie_keys = [\"{}\"]\n[director]\n[session]\narchive_bytes_max = 65536\n{session}\n\
              [memory]\nsessions_max = 1024\ncache_bytes = 8388608\nlease_bytes = 8388608\n",
             "ab".repeat(32)
         );
