@@ -1,7 +1,7 @@
 //! The layout of a lease: every structure, offset and number in one place.
 //!
 //! ```text
-//! header page (4096 B) | slot table: slot_count pairs of 64-byte cells | padding to 4096 | heap of 256-byte units
+//! header page (4096 B) | slot table: slot_count pairs of 64-byte cells | padding to 4096 | heap
 //! ```
 //!
 //! All numbers are little-endian. The structures exist for their offsets; nothing ever makes a reference to
@@ -43,7 +43,11 @@ macro_rules! layout {
         const _: () = assert!(size_of::<$name>() == $bytes);
         $(const _: () = assert!(offset_of!($name, $field) == $offset);)*
         const $table: &[Field] = &[$(Field {
-            name: stringify!($field), offset: $offset, bytes: size_of::<$type>(), writer: $writer, what: $what,
+            name: stringify!($field),
+            offset: $offset,
+            bytes: size_of::<$type>(),
+            writer: $writer,
+            what: $what,
         }),*];
     };
 }
@@ -77,10 +81,10 @@ layout! {
     /// The 64-byte descriptor of one session. An all-zero cell is empty.
     CellLayout, CELL_FIELDS, CELL_BYTES;
     id: [u8; 16] = 0, "node", "the session";
-    sequence: u32 = 16, "node", "per slot; newer by wrapping comparison; its lowest bit is the cell's index in the pair";
+    sequence: u32 = 16, "node", "per slot, compared with wrapping; its lowest bit is the cell's index";
     epoch: u32 = 20, "node", "ownership epoch, first half of the version";
     counter: u64 = 24, "node", "counter, second half of the version";
-    block: u32 = 32, "node", "where the archive begins, in units of 256 bytes from the start of the heap; 0 unless live";
+    block: u32 = 32, "node", "where the archive begins: 256-byte units from the heap's start; 0 unless live";
     archive_bytes: u32 = 36, "node", "length of the archive; 0 unless live";
     expiry_ms: u64 = 40, "node", "when the session expires, Unix ms";
     archive_checksum: u64 = 48, "node", "XXH3-64 of the archive, or 0";

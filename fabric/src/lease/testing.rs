@@ -10,8 +10,8 @@ pub(crate) fn compare_golden(path: &str, bytes: &[u8]) {
     let golden = std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}"));
     assert!(
         golden == bytes,
-        "the bytes differ from {path}: bump LAYOUT_VERSION (now {LAYOUT_VERSION}), then renew the golden files with \
-         SELVAGE_BLESS=1"
+        "the bytes differ from {path}: bump LAYOUT_VERSION (now {LAYOUT_VERSION}), then renew the golden \
+         files with SELVAGE_BLESS=1"
     );
 }
 

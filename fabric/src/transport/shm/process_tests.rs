@@ -138,7 +138,8 @@ impl Pusher {
     }
 }
 
-/// Guarantees 1 and 4: whatever a process was doing when it was killed, the last acked version or a newer one is whole.
+/// Guarantees 1 and 4: whatever a process was doing when it was killed, the last acked version or a newer one
+/// is whole.
 #[test]
 fn a_process_killed_while_it_pushes_loses_nothing() {
     for round in 0..12_u64 {
@@ -152,7 +153,8 @@ fn a_process_killed_while_it_pushes_loses_nothing() {
     }
 }
 
-/// Guarantee 2: a process that was stopped in a push and goes on after the seal gets no ack for anything that was not found.
+/// Guarantee 2: a process that was stopped in a push and goes on after the seal gets no ack for anything that
+/// was not found.
 #[test]
 fn r2_a_process_stopped_over_the_seal_acks_nothing_new() {
     for round in 0..12_u64 {

@@ -253,8 +253,8 @@ fn require_memory(bytes: u64) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "a lease needs {bytes} bytes of memory and {HOST_RESERVE_BYTES} to spare; the host has {available}: lower \
-         memory.lease_bytes or memory.sessions_max"
+        "a lease needs {bytes} bytes of memory and {HOST_RESERVE_BYTES} to spare; the host has {available}: \
+         lower memory.lease_bytes or memory.sessions_max"
     );
     Err(Error::new(ErrorKind::Full, Origin::Transport, what))
 }
