@@ -37,7 +37,8 @@ mod tests {
     fn config(more: &str) -> Config {
         let text = format!(
             "[cluster]\nname = \"t\"\nrun_dir = \"/run/t\"\ncookie_keys = [\"{}\"]\n[director]\n\
-             [session]\n{more}\n[[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n",
+             [session]\n{more}\n[[server]]\nname = \"s1\"\n\
+             [[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n",
             "ab".repeat(32)
         );
         Config::parse(Path::new("t.toml"), &text).unwrap()
