@@ -1,6 +1,7 @@
 //! [`Session`]: a handle to one open session.
 //!
-//! Unsafe code: a handle must go away without its destructor in a forked child, and come apart in its own process.
+//! Unsafe code: a handle must go away without its destructor in a forked child, and come apart in its own
+//! process.
 
 use super::open::OpenSession;
 use super::{Node, Started};
