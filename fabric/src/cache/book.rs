@@ -157,7 +157,7 @@ impl Inner {
                     ErrorKind::Conflict,
                     Origin::Cache,
                     format!(
-                        "server {server} has a {:?} book with lease {} in this life already, lease {lease} is new",
+                        "server {server} has a {:?} book with lease {} already, lease {lease} is new",
                         info.state, info.lease
                     ),
                 )),

@@ -137,7 +137,7 @@ impl Hold {
                 ErrorKind::Full,
                 Origin::Cache,
                 format!(
-                    "the cache's heap of {} bytes has no room for a session of {bytes} bytes; nothing was evicted",
+                    "the cache ({} bytes) has no room for a session of {bytes} bytes; nothing was evicted",
                     segment.geometry.heap.count
                 ),
             ));

@@ -1,4 +1,5 @@
-//! Places: where an entry's copies are, the pushes that are open there, and the quarantine (R4). All under the shard's lock.
+//! Places: where an entry's copies are, the pushes that are open there, and the quarantine (R4). All under
+//! the shard's lock.
 
 use super::book::{Book, QUARANTINED};
 use super::layout::{Place, Word, block_word, place_state, word_block};
@@ -124,7 +125,8 @@ impl Guard<'_> {
         if lease.is_for(push.server.0) {
             lease.slot_records[push.slot.0].sequence.write(push.sequence.0);
         }
-        // A touch names the acked block again; otherwise the other one (none, if bare) is the acked one from now on.
+        // A touch names the acked block again; otherwise the other one (none, if bare) is the acked one from
+        // now on.
         let is_touch = push.block.is_some() && !push.fresh && rules::holds(Rule::R13Touch);
         words.state.write(place_state::ACKED | (if is_touch { state & 1 } else { state & 1 ^ 1 }));
         self.give_other_block(index, push.place.0);
@@ -151,7 +153,8 @@ impl Guard<'_> {
         Ok(())
     }
 
-    /// Gives a place's slot and blocks back, unless a stale cell in quarantine could outlive the tombstone in it (R9).
+    /// Gives a place's slot and blocks back, unless a stale cell in quarantine could outlive the tombstone in
+    /// it (R9).
     pub fn free_place(&self, index: u32, place: PlaceIndex) -> Result<()> {
         let words = &self.entry(index).places[place.0 as usize];
         let state = words.state.read();
@@ -163,7 +166,7 @@ impl Guard<'_> {
             return Err(Error::new(
                 ErrorKind::NotYet,
                 Origin::Cache,
-                "a slot of the destroyed session is in quarantine; its tombstones stay until that is released",
+                "a slot of the destroyed session is in quarantine; its tombstones stay till then",
             ));
         }
         if state != place_state::EMPTY {
@@ -251,7 +254,8 @@ impl Guard<'_> {
         let words = &places[place as usize];
         words.state.write(place_state::FREEING);
         let lease = self.book(words);
-        // In a book that has passed to another life, another place of this entry may own what has the same numbers.
+        // In a book that has passed to another life, another place of this entry may own what has the same
+        // numbers.
         let shared = || {
             places.iter().enumerate().any(|(other, at)| {
                 other != place as usize
@@ -283,8 +287,9 @@ impl Guard<'_> {
         }
     }
 
-    /// Hands a place's slot and blocks to the quarantine and empties the place. Can be begun anew after a kill at any point:
-    /// the slot passes last, so whoever finds it still with the entry does the whole again.
+    /// Hands a place's slot and blocks to the quarantine and empties the place. Can be begun anew after a
+    /// kill at any point: the slot passes last, so whoever finds it still with the entry does the whole
+    /// again.
     fn quarantine(&self, index: u32, place: u32, writer: u32) {
         let words = &self.entry(index).places[place as usize];
         let lease = self.book(words);

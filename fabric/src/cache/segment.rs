@@ -179,7 +179,7 @@ fn map(name: &str) -> Result<Memory> {
             ErrorKind::Denied,
             Origin::Cache,
             format!(
-                "the cache segment {name} belongs to user {} with mode {:o}; it must be user {me}'s with mode 600",
+                "the segment {name} belongs to user {} with mode {:o}; it must be user {me}'s with mode 600",
                 stat.st_uid,
                 stat.st_mode & 0o777
             ),
@@ -226,8 +226,9 @@ fn no_space(bytes: usize) -> Error {
         ErrorKind::Full,
         Origin::Cache,
         format!(
-            "no room for a cache segment of {} MiB{sizes}: lower `cache_bytes`, `lease_bytes` or `sessions_max` in \
-             [memory], or enlarge {SHM_DIR} (mount -o remount,size=...; docker run --shm-size=...)",
+            "no room for a cache segment of {} MiB{sizes}: lower `cache_bytes`, `lease_bytes` or \
+             `sessions_max` in [memory], or enlarge {SHM_DIR} (mount -o remount,size=..., \
+             docker run --shm-size=...)",
             bytes.div_ceil(1 << 20)
         ),
     )
@@ -277,8 +278,8 @@ fn checked_spec(memory: &Arc<Memory>) -> Result<CacheSpec> {
             ErrorKind::VersionMismatch,
             Origin::Cache,
             format!(
-                "the cache segment has layout version {version}, this build knows {LAYOUT_VERSION}: let all processes \
-                 of the node use the same build"
+                "the cache segment has layout version {version}, this build knows {LAYOUT_VERSION}: let all \
+                 processes of the node use the same build"
             ),
         ));
     }

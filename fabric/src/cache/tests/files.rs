@@ -147,7 +147,8 @@ fn chunks_hold_the_largest_archive() {
     assert_eq!(chunk_bytes(16 << 20), 16 << 20);
 }
 
-/// The bytes of a new segment's first page, and where everything lies, as numbers that must not change by accident.
+/// The bytes of a new segment's first page, and where everything lies, as numbers that must not change by
+/// accident.
 #[test]
 fn the_layout_is_what_it_was() {
     let (_dir, lock) = lock_file();
