@@ -4,6 +4,7 @@ use super::world::{World, change, create, find, number, open};
 use crate::archive::{Value, ValueRef};
 use crate::error::ErrorKind;
 use crate::ident::{Cookie, SessionId};
+use crate::node::host::Counter;
 use crate::node::open::Found;
 use crate::node::{Ack, Short};
 
@@ -164,6 +165,31 @@ fn c7_survivors_adopt_in_the_background_and_the_set_can_be_released() {
         assert!(here.is_err() || there.is_err(), "two owners");
     }
     assert_eq!(n2.cache.stats().unwrap().safe[2] + n3.cache.stats().unwrap().safe[2], 600);
+}
+
+#[test]
+fn many_requests_in_two_processes_adopt_a_session_once() {
+    let mut world = World::new(2, 2, 2);
+    let cookies: Vec<_> = (0..20).map(|number| create(&world.host("n1"), number).0).collect();
+    world.end_node("n1");
+    let hosts = [world.host("n2"), world.add_process("n2")];
+    std::thread::scope(|scope| {
+        for host in hosts.iter().cycle().take(8) {
+            let cookies = &cookies;
+            scope.spawn(move || {
+                for cookie in cookies {
+                    let mut session = open(host, cookie);
+                    session.incr("n", 1000).unwrap();
+                    assert_eq!(session.commit(Ack::All).unwrap().copies, 2);
+                }
+            });
+        }
+    });
+    let adoptions = hosts[0].cache.counter(Counter::Adoptions as usize);
+    assert_eq!(adoptions.load(std::sync::atomic::Ordering::Relaxed), 20);
+    for (expected, cookie) in cookies.iter().enumerate() {
+        assert_eq!(number(&hosts[1], cookie), Ok(expected as i64 + 8000));
+    }
 }
 
 #[test]

@@ -102,6 +102,22 @@ fn r2_one_sealed_lease_ends_all_acks() {
 }
 
 #[test]
+fn r2_a_request_waits_until_all_leases_of_the_dead_are_sealed() {
+    assert_teeth(Rule::R2SealByView, || {
+        let mut world = World::new(2, 2, 2);
+        let (cookie, _) = create(&world.host("n1"), 1);
+        world.lose_node("n1");
+        let n2 = world.host("n2");
+        match find(&n2, &cookie) {
+            Err(error) => expect(error.kind, ErrorKind::Timeout)?,
+            Ok(_) => return Err("answered before the leases were sealed".into()),
+        }
+        world.seal_node(cookie.host);
+        expect(number(&n2, &cookie), Ok(1))
+    });
+}
+
+#[test]
 fn r3_a_handle_of_an_ended_incarnation_commits_nothing() {
     assert_teeth(Rule::R3Incarnation, || {
         let world = World::new(1, 1, 1);

@@ -375,16 +375,29 @@ impl World {
 
     /// A node dies: its leases are sealed, the view says so and is published.
     pub fn end_node(&mut self, name: &str) -> Incarnation {
-        let host = self.host(name);
-        let incarnation = host.incarnation();
+        let incarnation = self.lose_node(name);
+        self.seal_node(incarnation);
+        incarnation
+    }
+
+    /// A node dies, and nothing is sealed yet.
+    pub fn lose_node(&mut self, name: &str) -> Incarnation {
+        let incarnation = self.host(name).incarnation();
         self.view.nodes.retain(|node| node.name != name);
-        let sealed = DeadEntry { name: name.into(), incarnation, sealed: true };
-        self.view.dead.push(sealed);
+        self.view.dead.push(DeadEntry { name: name.into(), incarnation, sealed: false });
+        self.publish();
+        incarnation
+    }
+
+    /// Every server of the view seals the leases of a dead node, and the view says so.
+    pub fn seal_node(&mut self, incarnation: Incarnation) {
         for server in self.view.servers.clone() {
             self.on_server(&server.name, |server| server.seal(incarnation));
         }
+        for dead in &mut self.view.dead {
+            dead.sealed |= dead.incarnation == incarnation;
+        }
         self.publish();
-        incarnation
     }
 
     pub fn sweep(&self, name: &str) -> Swept {
