@@ -19,7 +19,7 @@ use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use tokio::runtime::{Builder, Runtime};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -28,6 +28,9 @@ use tracing::info;
 /// # Errors
 /// If it cannot start: one line that says what and what to do.
 pub fn run(config: Config) -> Result<()> {
+    let proxy_runtime = runtime(Builder::new_multi_thread().enable_all().thread_name("proxy"))?;
+    // Before anything is there that an untimely signal could leave behind.
+    let signals = proxy_runtime.block_on(async { Signals::listen() })?;
     // Lives to the end: the lock and the socket go last.
     let (_place, start) = Place::take(&config)?;
     let config = Arc::new(config);
@@ -54,9 +57,8 @@ pub fn run(config: Config) -> Result<()> {
         })
         .map_err(|error| Error::os(Origin::Director, "cannot start a thread", error))?;
 
-    let proxy_runtime = runtime(Builder::new_multi_thread().enable_all().thread_name("proxy"))?;
     let proxy = Proxy::new(&config, routes, metrics, stop_proxy.clone());
-    let served = proxy_runtime.block_on(serve(proxy, start.browsers, &config, stop_proxy));
+    let served = proxy_runtime.block_on(serve(proxy, start.browsers, &config, signals, stop_proxy));
     stop_control.cancel();
     let controlled = control_thread.join().unwrap_or_else(|_| {
         Err(Error::new(ErrorKind::Os, Origin::Director, "the control thread has panicked"))
@@ -69,20 +71,19 @@ async fn serve(
     proxy: Arc<Proxy>,
     browsers: TcpListener,
     config: &Config,
+    mut signals: Signals,
     stop: CancellationToken,
 ) -> Result<()> {
     let sockets = |error| Error::os(Origin::Director, "cannot serve browsers", error);
     let listener = tokio::net::TcpListener::from_std(browsers).map_err(sockets)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(sockets)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(sockets)?;
     let serving = tokio::spawn(listen(proxy, listener, config.director.requests_max, stop.clone()));
     info!(
         "serving browsers on http://{}, the admin API on http://{}",
         config.director.listen, config.director.admin_listen
     );
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = signals.terminate.recv() => {}
+        _ = signals.interrupt.recv() => {}
         () = stop.cancelled() => {}
     }
     info!("stopping");
@@ -90,6 +91,21 @@ async fn serve(
     // Bounded inside.
     let _ = serving.await;
     Ok(())
+}
+
+/// The signals that end the director.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Self> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| Error::os(Origin::Director, "cannot listen for signals", error))
+        };
+        Ok(Self { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
 }
 
 /// What runs on the control thread.

@@ -77,8 +77,9 @@ fn a_refused_connection_waits_for_the_view_with_any_method_and_body() {
     run(async {
         let bench = Arc::new(Bench::start(5000, "resend_body_bytes = 10").await);
         let two = FakeNode::plain(2).await;
+        let closed = ClosedPort::new();
         let mut both = view(1, &[&two]);
-        both.nodes.insert(0, entry(Incarnation(1), closed_port().await));
+        both.nodes.insert(0, entry(Incarnation(1), closed.address()));
         bench.publish(both);
         let waiting = bench.begin(Method::POST, &bench.cookie(1, 1));
         // This one is too large to be kept, but nothing of it was sent.
@@ -105,8 +106,9 @@ fn a_new_session_avoids_a_node_that_refuses() {
     run(async {
         let bench = Bench::start(2000, "").await;
         let two = FakeNode::plain(2).await;
+        let closed = ClosedPort::new();
         let mut both = view(1, &[&two]);
-        both.nodes.insert(0, entry(Incarnation(1), closed_port().await));
+        both.nodes.insert(0, entry(Incarnation(1), closed.address()));
         bench.publish(both);
         bench.routes.load(two.incarnation, 1000);
         for _ in 0..5 {
@@ -119,13 +121,13 @@ fn a_new_session_avoids_a_node_that_refuses() {
 fn a_node_that_comes_back_in_the_same_view_is_found() {
     run(async {
         let bench = Arc::new(Bench::start(5000, "").await);
-        let address = closed_port().await;
+        let closed = ClosedPort::new();
         let mut only = view(1, &[]);
-        only.nodes.push(entry(Incarnation(1), address));
+        only.nodes.push(entry(Incarnation(1), closed.address()));
         bench.publish(only);
         let waiting = bench.begin(Method::POST, &bench.cookie(1, 1));
         pause(150).await;
-        let listener = TcpListener::bind(address).await.unwrap();
+        let listener = closed.0.listen(1).unwrap();
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut bytes = [0; 4096];
         let _ = stream.read(&mut bytes).await.unwrap();
