@@ -179,12 +179,6 @@ impl AdminView {
         self.server(name).is_some_and(|server| server.state == state)
     }
 
-    /// Whether every configured node and server is up.
-    pub fn all_up(&self) -> bool {
-        self.nodes.iter().all(|node| node.state == "up")
-            && self.servers.iter().all(|server| server.state == "up")
-    }
-
     /// The incarnation of this node, if it is alive.
     pub fn incarnation(&self, node: &str) -> Option<Incarnation> {
         Incarnation::from_tag(&self.node(node)?.tag)

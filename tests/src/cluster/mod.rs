@@ -10,10 +10,12 @@ mod ports;
 mod process;
 #[cfg(test)]
 mod tests;
+mod user;
 
 pub use folder::{Folder, segments};
 pub use ports::{Port, is_free};
 pub use process::{Kill, Process, pids_of_group, pids_working_in};
+pub use user::WebUser;
 
 use crate::admin::Admin;
 use crate::client::{Browser, Connection};
@@ -114,19 +116,6 @@ pub struct Place {
     nodes: Vec<Port>,
 }
 
-/// The user of the web servers' processes when the launcher is root.
-#[derive(Debug, Clone)]
-pub struct WebUser {
-    /// Its name.
-    pub name: String,
-    /// Its id.
-    pub uid: u32,
-    /// Its group.
-    pub group: String,
-    /// Its group's id.
-    pub gid: u32,
-}
-
 /// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {
@@ -179,32 +168,42 @@ impl Cluster {
             nginx_of(&nginx)?;
         }
         let other_user = rustix::process::geteuid().is_root() && !options.nodes_are_launchers;
-        let user = if other_user { Some(web_user()?) } else { None };
+        let user = if other_user { Some(WebUser::of_this_system()?) } else { None };
         // Workers whose master is killed become ours, so that none of them stays as a zombie.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // The folder first: if it is a crashed run's, its processes hold the ports.
         let folder = Folder::take(&folder_path(&options)?)?;
+        match Self::configure(&options, &folder, user.as_ref()) {
+            Ok((place, config)) => Ok(Self {
+                options,
+                product,
+                nginx,
+                place,
+                user,
+                config,
+                folder: Some(folder),
+                processes: BTreeMap::new(),
+            }),
+            Err(error) => {
+                folder.remove()?;
+                Err(error)
+            }
+        }
+    }
+
+    fn configure(options: &Options, folder: &Folder, user: Option<&WebUser>) -> Result<(Place, Config)> {
         let place = Place {
             director: port(options.port, "--port")?,
             admin: port(options.admin_port, "--admin-port")?,
             nodes: (0..options.nodes).map(|_| Port::free()).collect::<Result<_>>()?,
         };
-        let text = files::config(&options, &place, folder.path(), user.as_ref())?;
-        files::write_secret(&folder.config(), &text, user.as_ref())?;
+        let text = files::config(options, &place, folder.path(), user)?;
+        files::write_secret(&folder.config(), &text, user)?;
         let config = Config::load(&folder.config())?;
-        if let Some(user) = &user {
+        if let Some(user) = user {
             folder.share_with(user.gid)?;
         }
-        Ok(Self {
-            options,
-            product,
-            nginx,
-            place,
-            user,
-            config,
-            folder: Some(folder),
-            processes: BTreeMap::new(),
-        })
+        Ok((place, config))
     }
 
     /// Starts every member that is not left for later, and waits until the view shows them up.
@@ -346,7 +345,8 @@ impl Cluster {
         ended
     }
 
-    /// Waits until the view shows every running member up.
+    /// Waits until the view shows every running member up, and every node's lease is made at every server: before that
+    /// nodes answer changes with fewer copies.
     ///
     /// # Errors
     /// A member died, or it takes too long.
@@ -354,10 +354,13 @@ impl Cluster {
         let mut admin = self.admin();
         let deadline = Instant::now() + UP_WAIT;
         let wanted: Vec<String> = self.processes.keys().filter(|name| *name != DIRECTOR).cloned().collect();
+        let nodes = wanted.iter().filter(|name| self.config.node(name).is_some()).count();
+        let leases = nodes as u64 * self.config.memory.lease_bytes;
         loop {
             self.no_deaths()?;
             if let Ok(view) = admin.view().await
                 && wanted.iter().all(|name| view.node_is(name, "up") || view.server_is(name, "up"))
+                && view.servers.iter().all(|server| server.state != "up" || server.bytes >= leases)
             {
                 return Ok(());
             }
@@ -568,27 +571,4 @@ fn folder_path(options: &Options) -> Result<PathBuf> {
     Folder::sweep(&parent, &prefix);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     Ok(parent.join(format!("{prefix}{}-{number}", std::process::id())))
-}
-
-/// The unprivileged user that web servers have on this system.
-fn web_user() -> Result<WebUser> {
-    let passwd = fs::read_to_string("/etc/passwd")?;
-    let groups = fs::read_to_string("/etc/group")?;
-    for wanted in ["www-data", "nginx", "http", "nobody"] {
-        let Some(fields) = entry(&passwd, wanted) else { continue };
-        let (Ok(uid), Ok(gid)) = (fields[2].parse(), fields[3].parse::<u32>()) else { continue };
-        let group = groups.lines().find_map(|line| {
-            let fields: Vec<&str> = line.split(':').collect();
-            (fields.get(2)?.parse() == Ok(gid)).then(|| fields[0].to_owned())
-        });
-        let Some(group) = group else { continue };
-        return Ok(WebUser { name: wanted.into(), uid, group, gid });
-    }
-    bail!(
-        "no user www-data, nginx, http or nobody: nginx must not work as root; start this as an ordinary user"
-    )
-}
-
-fn entry<'a>(passwd: &'a str, name: &str) -> Option<Vec<&'a str>> {
-    passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.len() > 3 && f[0] == name)
 }

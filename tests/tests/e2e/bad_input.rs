@@ -220,8 +220,11 @@ async fn a_second_of_the_same_is_refused() {
 async fn a_port_that_is_taken_is_named() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let options = Options { port: Some(port), ..options() };
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().join("run");
+    let options = Options { port: Some(port), folder: Some(folder.clone()), ..options() };
     let error = Cluster::prepare(Product::ready().unwrap(), options).unwrap_err().to_string();
+    assert!(!folder.exists(), "a refused start leaves its folder");
     assert!(error.contains(&port.to_string()) && error.contains("--port"), "{error}");
 
     let mut stage = Stage::new(1, 1, 1).await;
