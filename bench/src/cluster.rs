@@ -91,8 +91,8 @@ pub fn product() -> Result<Product> {
     for program in [product.server(), product.director()] {
         ensure!(
             program.is_file(),
-            "{} is missing: run `cargo build --release -p selvage-session-server -p selvage-director`, or name the \
-             folder of the programs with {PRODUCT_DIR_VARIABLE}",
+            "{} is missing: run `cargo build --release -p selvage-session-server -p selvage-director`, \
+             or name the folder of the programs with {PRODUCT_DIR_VARIABLE}",
             program.display()
         );
     }

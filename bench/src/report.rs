@@ -83,7 +83,8 @@ impl Report {
         let verdict = if self.good() { "ok" } else { "MISSED" };
         writeln!(
             text,
-            "{verdict}: a commit with two copies is {ratio:.1} times faster than Redis SET; it must be {COMMIT_RATIO_MIN}"
+            "{verdict}: a commit with two copies is {ratio:.1} times faster than Redis SET; \
+             it must be {COMMIT_RATIO_MIN}"
         )?;
         for (contestant, goal_ns) in GOALS {
             let Some(row) = self.best(contestant) else { continue };

@@ -345,8 +345,8 @@ impl Cluster {
         ended
     }
 
-    /// Waits until the view shows every running member up, and every node's lease is made at every server: before that
-    /// nodes answer changes with fewer copies.
+    /// Waits until the view shows every running member up, and every node's lease is made at every server:
+    /// before that nodes answer changes with fewer copies.
     ///
     /// # Errors
     /// A member died, or it takes too long.

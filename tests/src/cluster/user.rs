@@ -34,9 +34,7 @@ impl WebUser {
             let Some(group) = group else { continue };
             return Ok(WebUser { name: wanted.into(), uid, group, gid });
         }
-        bail!(
-            "no user www-data, nginx, http or nobody: nginx must not work as root; start this as an ordinary user"
-        )
+        bail!("no user www-data, nginx, http or nobody for nginx to work as: start this as an ordinary user")
     }
 }
 

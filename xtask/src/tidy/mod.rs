@@ -44,7 +44,9 @@ impl File {
             let rest = &self.text[*at..];
             let mut lines = rest.lines();
             lines.next().is_some_and(|line| line.contains("test"))
-                && lines.find(|line| !line.starts_with("#[")).is_some_and(|line| line.starts_with("mod "))
+                && lines
+                    .find(|line| !line.starts_with("#["))
+                    .is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
         });
         at.map_or(&self.text, |(at, _)| &self.text[..at])
     }
@@ -103,6 +105,8 @@ mod tests {
         assert_eq!(it.without_tests(), "fn a() {}\n\n");
         let it = file("a/src/x.rs", "#[cfg(test)]\nuse b;\nfn a() {}\n");
         assert_eq!(it.without_tests(), it.text);
+        let it = file("a/src/x.rs", "#[cfg(test)]\nmod tests;\nfn a() {}\n");
+        assert_eq!(it.without_tests(), it.text, "a declaration of tests in another file");
         assert_eq!(file("fabric/tests/x.rs", "fn a() {}").without_tests(), "");
         assert_eq!(file("tests/src/x.rs", "fn a() {}").without_tests(), "fn a() {}");
     }
