@@ -123,6 +123,17 @@ impl fmt::Debug for CookieKey {
 }
 
 /// What a valid session cookie says: `<id>-<tag>-<mac>`.
+///
+/// ```
+/// use selvage_fabric::ident::{Cookie, CookieKey, Incarnation, SessionId};
+///
+/// let (old, new) = (CookieKey(vec![1; 32]), CookieKey(vec![2; 32]));
+/// let cookie = Cookie { id: SessionId([7; 16]), host: Incarnation(42) };
+/// let value = cookie.encode(&[old.clone()]);
+/// // Keys are changed by putting the new one first: it signs, and both are taken.
+/// assert_eq!(Cookie::decode(&value, &[new.clone(), old]), Some(cookie));
+/// assert_eq!(Cookie::decode(&value, &[new]), None);
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Cookie {
     /// The session.

@@ -46,7 +46,6 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     }
     println!("{} passed, {} failed", total.passed, total.failed);
     ensure!(total.failed == 0, "tests failed");
-    ensure!(total.passed > 0, "no test ran");
     Ok(())
 }
 
@@ -87,6 +86,7 @@ fn stage(name: &str, command: &mut Command) -> Result<Count> {
     let status = child.wait()?;
     println!("stage: {name}: {} passed, {} failed", count.passed, count.failed);
     ensure!(status.success() || count.failed > 0, "stage {name} ended with {status}");
+    ensure!(count.passed + count.failed > 0, "stage {name} ran nothing");
     Ok(count)
 }
 

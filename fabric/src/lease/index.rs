@@ -89,7 +89,7 @@ impl LeaseIndex {
     /// Scans a sealed lease and indexes it in one pass.
     ///
     /// # Errors
-    /// As [`super::scan`].
+    /// As [`super::scan()`].
     pub fn scan(
         memory: &dyn LeaseMemory,
         geometry: &LeaseGeometry,

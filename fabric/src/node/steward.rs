@@ -4,7 +4,7 @@
 //! One process of a node is steward. It beats to the director, keeps the mandate and the view in the segment,
 //! registers claims at new servers, has every session copied where the placement wants it, adopts what falls
 //! to this node when another dies, and ends the incarnation when the director says so. All of it is decided
-//! here; [`super::agent`] carries it out, and a simulation can do so in its place.
+//! here; `agent` carries it out, and a simulation can do so in its place.
 //!
 //! Long work (a sweep over all sessions, the adoption of a dead incarnation, registering claims) is begun by
 //! an effect and ended by an event. At most one piece of each kind runs at a time, so that the state machine

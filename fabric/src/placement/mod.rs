@@ -31,6 +31,24 @@ impl Deref for Placement {
 }
 
 /// The `copies` servers (or all, if there are fewer) that shall hold the session `id`.
+///
+/// ```
+/// use selvage_fabric::ident::{Incarnation, SessionId};
+/// use selvage_fabric::placement::servers_for;
+/// use selvage_fabric::view::ServerEntry;
+///
+/// let server = |name: &str| ServerEntry {
+///     name: name.to_owned(),
+///     incarnation: Incarnation(1),
+///     weight: 1,
+///     socket: String::new(),
+/// };
+/// let servers = [server("s1"), server("s2"), server("s3")];
+/// let chosen = servers_for(SessionId([7; 16]), &servers, 2);
+/// assert_eq!(chosen.len(), 2);
+/// assert_ne!(chosen[0], chosen[1]);
+/// assert_eq!(servers_for(SessionId([7; 16]), &servers[..1], 2).len(), 1, "no more than there are");
+/// ```
 pub fn servers_for(id: SessionId, servers: &[ServerEntry], copies: u32) -> Placement {
     let wanted = (copies as usize).min(COPIES_MAX).min(servers.len());
     let mut best: [Option<(Score, u16)>; COPIES_MAX] = [None; COPIES_MAX];
