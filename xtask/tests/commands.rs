@@ -137,7 +137,7 @@ fn ended(child: &mut Child) -> ExitStatus {
 
 #[test]
 fn run_starts_a_cluster_and_leaves_nothing() {
-    for signal in [Signal::INT, Signal::TERM] {
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let run = Run::here();
         let uid = rustix::process::geteuid().as_raw();
         for name in ["director", "s1", "s2", "n1", "n2"] {
