@@ -1,6 +1,7 @@
 //! End-to-end tests with real processes: session servers, director, nginx, and HTTP clients.
 
 mod bad_input;
+mod chaos;
 mod claims;
 mod harness;
 mod kills;
