@@ -70,24 +70,9 @@ async fn chaos_loses_nothing_that_was_acked() {
 async fn strike(stage: &mut Stage, dice: &mut Dice) -> String {
     let (node, server) = (dice.one_of(&NODES), dice.one_of(&SERVERS));
     match dice.below(8) {
-        0 => {
-            stage.kill(node).unwrap();
-            dice.pause(800).await;
-            stage.restart(&[node]).await;
-            format!("killed {node}")
-        }
-        1 => {
-            stage.kill(server).unwrap();
-            dice.pause(800).await;
-            stage.restart(&[server]).await;
-            format!("killed {server}")
-        }
-        2 => {
-            stage.kill_together(&[node, server]).unwrap();
-            dice.pause(800).await;
-            stage.restart(&[server, node]).await;
-            format!("killed {node} and {server}")
-        }
+        0 => kill(stage, dice, &[node]).await,
+        1 => kill(stage, dice, &[server]).await,
+        2 => kill(stage, dice, &[server, node]).await,
         3 => {
             stage.signal(node, Signal::STOP).unwrap();
             dice.pause(1200).await;
@@ -115,11 +100,17 @@ async fn strike(stage: &mut Stage, dice: &mut Dice) -> String {
             stage.restart(&["director"]).await;
             "killed the director".into()
         }
-        _ => {
-            stage.kill_together(&NODES).unwrap();
-            dice.pause(500).await;
-            stage.restart(&NODES).await;
-            "killed every node".into()
-        }
+        _ => kill(stage, dice, &NODES).await,
     }
+}
+
+/// Kills members together and starts them again, sooner or later: also before anybody has noticed their death.
+async fn kill(stage: &mut Stage, dice: &mut Dice, names: &[&str]) -> String {
+    let before = stage.admin().view().await.unwrap();
+    let lives: Vec<_> = names.iter().filter_map(|name| before.incarnation(name)).collect();
+    stage.kill_together(names).unwrap();
+    dice.pause(800).await;
+    stage.restart(names).await;
+    stage.until("the old lives are over", |view| lives.iter().all(|life| view.host(*life).is_none())).await;
+    format!("killed {}", names.join(" and "))
 }
