@@ -92,11 +92,11 @@ fn stage(name: &str, command: &mut Command) -> Result<Count> {
 
 /// The counts of a summary line of either runner.
 fn summary(line: &str) -> Option<Count> {
-    let line = line.trim();
+    // Indented, such a line is what a failed test had printed: nextest shows it, and counts it itself.
     let rest = if let Some(rest) = line.strip_prefix("test result: ") {
         rest.split_once(". ")?.1
     } else {
-        line.strip_prefix("Summary [")?.split_once("run:")?.1
+        line.trim_start().strip_prefix("Summary [")?.split_once("run:")?.1
     };
     let number_before = |word: &str| {
         let words: Vec<&str> = rest.split([' ', ';', ',']).filter(|word| !word.is_empty()).collect();
@@ -125,5 +125,6 @@ mod tests {
             Some((5, 4))
         );
         assert_eq!(of("test a ... ok"), None);
+        assert_eq!(of("    test result: FAILED. 0 passed; 1 failed; 0 ignored"), None);
     }
 }
