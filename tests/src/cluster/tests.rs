@@ -11,6 +11,17 @@ fn refusal(path: &Path) -> String {
     Folder::take(path).unwrap_err().to_string()
 }
 
+/// Takes a folder whose lock was just given up: a process that another test starts in this moment has it
+/// until it executes its program.
+fn take_soon(path: &Path) -> Folder {
+    let mut taken = None;
+    wait_for("the lock to be free", || {
+        taken = Folder::take(path).ok();
+        taken.is_some()
+    });
+    taken.unwrap()
+}
+
 #[test]
 fn a_run_folder_has_one_owner() {
     let (_parent, path) = folder();
@@ -19,7 +30,7 @@ fn a_run_folder_has_one_owner() {
     assert!(why.contains("running") && why.contains(&std::process::id().to_string()), "{why}");
     held.remove().unwrap();
     assert!(!path.exists());
-    Folder::take(&path).unwrap().remove().unwrap();
+    take_soon(&path).remove().unwrap();
 }
 
 #[test]
@@ -45,7 +56,7 @@ fn sleeper(folder: &Folder) -> Process {
     Process::start(folder, "sleeper", &mut command).unwrap()
 }
 
-fn wait_for(what: &str, good: impl Fn() -> bool) {
+fn wait_for(what: &str, mut good: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(5);
     while !good() {
         assert!(Instant::now() < deadline, "{what}");
@@ -64,7 +75,7 @@ fn what_a_crashed_launcher_left_is_ended_and_removed() {
     drop(held);
     let group = process.pid();
     std::mem::forget(process);
-    let again = Folder::take(&path).unwrap();
+    let again = take_soon(&path);
     assert_eq!(pids_of_group(group), Vec::<u32>::new(), "ours are gone");
     assert_eq!(pids_working_in(&path), [stranger.id()], "somebody else's process is left alone");
     assert!(!again.pid_record("sleeper").exists());
