@@ -1,7 +1,8 @@
-//! Many deaths one after the other, in an order that a seed decides, under load: whatever happens, nothing acked is lost,
-//! and the cluster always comes back to full protection by itself.
+//! Many deaths one after the other, in an order that a seed decides, under load: whatever happens, nothing
+//! acked is lost, and the cluster always comes back to full protection by itself.
 //!
-//! `SELVAGE_SEED=<number> SELVAGE_ROUNDS=<number> cargo nextest run -p selvage-tests chaos` repeats a run and makes it longer.
+//! `SELVAGE_SEED=<number> SELVAGE_ROUNDS=<number> cargo nextest run -p selvage-tests chaos` repeats a run and
+//! makes it longer.
 
 use crate::harness::Stage;
 use rustix::process::{Pid, Signal};
@@ -104,7 +105,8 @@ async fn strike(stage: &mut Stage, dice: &mut Dice) -> String {
     }
 }
 
-/// Kills members together and starts them again, sooner or later: also before anybody has noticed their death.
+/// Kills members together and starts them again, sooner or later: also before anybody has noticed their
+/// death.
 async fn kill(stage: &mut Stage, dice: &mut Dice, names: &[&str]) -> String {
     let before = stage.admin().view().await.unwrap();
     let lives: Vec<_> = names.iter().filter_map(|name| before.incarnation(name)).collect();
