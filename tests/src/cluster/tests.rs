@@ -84,6 +84,27 @@ fn what_a_crashed_launcher_left_is_ended_and_removed() {
 }
 
 #[test]
+fn a_sweep_removes_crashed_launchers_folders_and_no_others() {
+    let parent = tempfile::tempdir().unwrap();
+    let named = |name: &str| parent.path().join(name);
+    let config = |folder: &Folder| fs::write(folder.config(), "not a configuration").unwrap();
+    let crashed = Folder::take(&named("selvage-0-t1")).unwrap();
+    config(&crashed);
+    drop(crashed);
+    let living = Folder::take(&named("selvage-0-t2")).unwrap();
+    config(&living);
+    drop(Folder::take(&named("other-t3")).unwrap());
+    fs::create_dir(named("selvage-0-t4")).unwrap();
+    wait_for("the crashed one to be removed", || {
+        Folder::sweep(parent.path(), "selvage-0-t");
+        !named("selvage-0-t1").exists()
+    });
+    for left in ["selvage-0-t2", "other-t3", "selvage-0-t4"] {
+        assert!(named(left).exists(), "{left}");
+    }
+}
+
+#[test]
 fn a_record_that_fits_no_process_of_ours_kills_nobody() {
     let (parent, path) = folder();
     let held = Folder::take(&path).unwrap();

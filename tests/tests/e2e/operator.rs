@@ -2,7 +2,31 @@
 
 use crate::harness::{Stage, all_find_all, guests};
 use http::{Method, StatusCode};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::process::Command;
+
+/// As root, nginx's workers work as another user, and nobody else can open their cache.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_caches_belong_to_the_web_servers_user() {
+    let stage = Stage::new(2, 1, 1).await;
+    let uid = stage.web_user().map_or(rustix::process::geteuid().as_raw(), |user| user.uid);
+    let view = stage.admin().view().await.unwrap();
+    for pid in view.nodes.iter().flat_map(|node| &node.pids) {
+        assert_eq!(fs::metadata(format!("/proc/{pid}")).unwrap().uid(), uid, "process {pid}");
+    }
+    let segments = stage.folder().unwrap().segments();
+    assert_eq!(segments.len(), 2, "one cache per node: {segments:?}");
+    for segment in segments {
+        let meta = fs::metadata(&segment).unwrap();
+        assert_eq!((meta.uid(), meta.mode() & 0o777), (uid, 0o600), "{}", segment.display());
+    }
+    for name in ["n1", "n2"] {
+        let meta = fs::metadata(stage.config().node_dir(name)).unwrap();
+        assert_eq!((meta.uid(), meta.mode() & 0o777), (uid, 0o700), "{name}'s folder");
+    }
+    stage.end_untouched();
+}
 
 /// Runs `selvage` with the cluster's configuration; what it prints and whether it succeeded.
 fn selvage(stage: &Stage, arguments: &[&str]) -> (bool, String) {
