@@ -3,6 +3,8 @@
 // Each test program uses its own part of this.
 #![allow(dead_code)]
 
+pub mod cluster;
+pub mod http;
 pub mod probe;
 
 use std::ffi::OsStr;
@@ -76,5 +78,12 @@ impl Tool {
         let stdout = String::from_utf8_lossy(&stdout).into_owned();
         assert!(status.success(), "{}: {status}\n{stdout}\n{}", self.name, String::from_utf8_lossy(&stderr));
         stdout
+    }
+
+    /// Runs it; success fails the test. Returns what it said on its standard error.
+    pub fn fail(mut self) -> String {
+        let Output { status, stdout, stderr } = self.command.output().expect("it can be started");
+        assert!(!status.success(), "{}: {status}\n{}", self.name, String::from_utf8_lossy(&stdout));
+        String::from_utf8_lossy(&stderr).into_owned()
     }
 }

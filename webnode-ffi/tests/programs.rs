@@ -1,0 +1,120 @@
+//! C and C++ programs against a real cluster: the examples, plain, under AddressSanitizer and under Valgrind,
+//! and a crowd of processes and threads.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use support::cluster::Cluster;
+use support::{Tool, library_dir, repo, scratch};
+
+/// Compiles a program of this package against the header and the shared library.
+fn compile(dir: &Path, source: &str, options: &[&str]) -> PathBuf {
+    let (compiler, standard) =
+        if source.ends_with(".cc") { ("g++", "-std=c++17") } else { ("gcc", "-std=c11") };
+    let program = dir.join("program");
+    // The loader looks for the soname; cargo's file has none of it in its name.
+    let link = dir.join("libselvage.so.0");
+    if !link.exists() {
+        std::os::unix::fs::symlink(library_dir().join("libselvage.so"), &link).expect("a link");
+    }
+    Tool::find(compiler, "apt-get install gcc g++")
+        .args([standard, "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-pedantic", "-Werror", "-g"])
+        .args(options)
+        .arg("-I")
+        .arg(repo().join("include"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(source))
+        .arg(&link)
+        .arg(format!("-Wl,-rpath,{}", dir.display()))
+        .args(["-pthread", "-o"])
+        .arg(&program)
+        .succeed();
+    program
+}
+
+fn said_by_the_example(said: &str) {
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 4, "{said}");
+    assert_eq!(lines[0], "copies: 2");
+    assert!(lines[1].starts_with("Set-Cookie: selvage="), "{said}");
+    assert!(lines[1].ends_with("; Path=/; HttpOnly; SameSite=Lax"), "{said}");
+    assert_eq!(lines[2], "ada came 1 times");
+    let json: serde_json::Value = serde_json::from_str(lines[3]).expect("JSON");
+    assert_eq!(json["node"], "n1");
+    assert_eq!(json["copies"], 2);
+    assert_eq!(json["attributes"], serde_json::json!({ "user": "ada", "visits": 1 }));
+    let cookie = lines[1].trim_start_matches("Set-Cookie: selvage=");
+    assert!(cookie.starts_with(json["id"].as_str().expect("an id")), "{said}");
+}
+
+#[test]
+fn the_c_example_runs() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    let program = compile(dir.path(), "examples/session.c", &[]);
+    said_by_the_example(&Tool::at(&program).arg(cluster.config_path()).arg("n1").succeed());
+    assert_eq!(cluster.segments(), [""; 0], "the last process out leaves nothing in /dev/shm");
+}
+
+#[test]
+fn the_c_example_runs_from_the_environment() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    let program = compile(dir.path(), "examples/session.c", &[]);
+    let said =
+        Tool::at(&program).env("SELVAGE_CONFIG", cluster.config_path()).env("SELVAGE_NODE", "n1").succeed();
+    said_by_the_example(&said);
+}
+
+#[test]
+fn the_c_example_is_clean_under_address_sanitizer() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    let options = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"];
+    let program = compile(dir.path(), "examples/session.c", &options);
+    said_by_the_example(&Tool::at(&program).arg(cluster.config_path()).arg("n1").succeed());
+}
+
+#[test]
+fn the_c_example_is_clean_under_valgrind() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    let program = compile(dir.path(), "examples/session.c", &[]);
+    let said = Tool::find("valgrind", "apt-get install valgrind")
+        .args(["--quiet", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"])
+        .arg(&program)
+        .arg(cluster.config_path())
+        .arg("n1")
+        .succeed();
+    said_by_the_example(&said);
+}
+
+#[test]
+fn the_asynchronous_cpp_example_runs() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    for options in [&[][..], &["-fsanitize=address,undefined"][..]] {
+        let program = compile(dir.path(), "examples/async.cc", options);
+        let said = Tool::at(&program).arg(cluster.config_path()).arg("n1").succeed();
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 3, "{said}");
+        for (number, line) in lines.iter().enumerate() {
+            assert!(line.starts_with(&format!("commit {number}: 2 copies, version ")), "{said}");
+        }
+    }
+}
+
+#[test]
+fn a_crowd_of_forks_threads_and_processes_counts_every_increment_once() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    for options in [&[][..], &["-fsanitize=address"][..]] {
+        let program = compile(dir.path(), "tests/c/crowd.c", options);
+        let said = Tool::at(&program).arg(cluster.config_path()).args(["n1", "4", "3", "25"]).succeed();
+        assert_eq!(said, "400 of 400 increments, 0 processes failed\n");
+    }
+    assert_eq!(cluster.segments(), [""; 0], "the last process out leaves nothing in /dev/shm");
+}
+
+#[test]
+fn a_missing_cluster_is_an_error_with_a_bound() {
+    let dir = scratch();
+    let program = compile(dir.path(), "examples/session.c", &[]);
+    let failed = Tool::at(&program).arg("/nonexistent/selvage.toml").arg("n1").fail();
+    assert!(failed.contains("attach: the operating system refused"), "{failed}");
+    assert!(failed.contains("/nonexistent/selvage.toml"), "{failed}");
+}

@@ -1,0 +1,165 @@
+//! A real cluster: a director, two session servers, and nodes n1 and n2 whose processes a test starts itself.
+//!
+//! Everything lies in one temporary folder and ends with the value.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use selvage_fabric::config::Config;
+
+/// A running cluster.
+pub struct Cluster {
+    dir: tempfile::TempDir,
+    config: Config,
+    processes: Vec<Child>,
+}
+
+/// The folder of the daemons: `SELVAGE_BIN_DIR`, or else built now, beside this test.
+fn daemons() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT
+        .get_or_init(|| {
+            if let Some(dir) = std::env::var_os("SELVAGE_BIN_DIR") {
+                return dir.into();
+            }
+            let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+            let mut profile = super::library_dir();
+            profile.pop();
+            let mut build = Command::new(cargo);
+            build.current_dir(super::repo()).args(["build", "--quiet", "-p", "selvage-session-server"]);
+            build.args(["-p", "selvage-director", "--bins"]);
+            if profile.ends_with("release") {
+                build.arg("--release");
+            }
+            assert!(build.status().expect("cargo can be started").success(), "the daemons cannot be built");
+            profile
+        })
+        .clone()
+}
+
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").to_string()
+}
+
+impl Cluster {
+    /// Starts one and waits until its director can be reached.
+    pub fn start() -> Self {
+        let dir = super::scratch();
+        let run_dir = dir.path().join("run");
+        std::fs::create_dir(&run_dir).expect("the run folder");
+        let path = dir.path().join("selvage.toml");
+        let text = format!(
+            "[cluster]\nname = \"ffi\"\nrun_dir = \"{run_dir}\"\ncookie_keys = [\"{key}\"]\n\
+             [director]\nlisten = \"{}\"\nadmin_listen = \"{}\"\n\
+             [session]\narchive_bytes_max = 262144\n\
+             [memory]\nsessions_max = 4096\ncache_bytes = 16777216\nlease_bytes = 16777216\n\
+             [[server]]\nname = \"s1\"\n[[server]]\nname = \"s2\"\n\
+             [[node]]\nname = \"n1\"\naddress = \"{}\"\n[[node]]\nname = \"n2\"\naddress = \"{}\"\n",
+            free_address(),
+            free_address(),
+            free_address(),
+            free_address(),
+            run_dir = run_dir.display(),
+            key = "5a".repeat(32),
+        );
+        std::fs::write(&path, text).expect("the configuration");
+        let config = Config::load(&path).expect("a good configuration");
+        let mut cluster = Self { dir, config, processes: Vec::new() };
+        for server in ["s1", "s2"] {
+            cluster.run(&format!("server-{server}"), "selvage-server", &["--name", server]);
+        }
+        cluster.run("director", "selvage-director", &[]);
+        cluster
+    }
+
+    /// The configuration file.
+    pub fn config_path(&self) -> PathBuf {
+        self.dir.path().join("selvage.toml")
+    }
+
+    /// Where a node's web server listens.
+    pub fn address(&self, node: &str) -> SocketAddr {
+        self.config.node(node).expect("a node of the configuration").address
+    }
+
+    /// The folder of everything.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Gives a process to the cluster, to be ended with it.
+    pub fn keep(&mut self, process: Child) {
+        self.processes.push(process);
+    }
+
+    /// Sends a signal to the process that was given last.
+    pub fn signal_last(&mut self, signal: &str) -> &mut Child {
+        let last = self.processes.last_mut().expect("a process");
+        super::Tool::find("kill", "apt-get install procps")
+            .arg(format!("-{signal}"))
+            .arg(last.id().to_string())
+            .succeed();
+        last
+    }
+
+    /// Starts a daemon and waits for its socket, `<name>.sock`.
+    fn run(&mut self, name: &str, program: &str, arguments: &[&str]) {
+        let log = std::fs::File::create(self.dir.path().join(format!("{name}.log"))).expect("a log");
+        let child = Command::new(daemons().join(program))
+            .arg("--config")
+            .arg(self.config_path())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("{program} in {}: {error}", daemons().display()));
+        self.processes.push(child);
+        let socket = self.config.cluster.run_dir.join(format!("{name}.sock"));
+        let end = Instant::now() + Duration::from_secs(10);
+        while !socket.exists() {
+            assert!(Instant::now() < end, "{name} did not come up:\n{}", self.logs());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What the daemons have said.
+    pub fn logs(&self) -> String {
+        let mut text = String::new();
+        for entry in std::fs::read_dir(self.dir.path()).expect("the folder").flatten() {
+            if entry.path().extension().is_some_and(|extension| extension == "log") {
+                let log = std::fs::read_to_string(entry.path()).unwrap_or_default();
+                text += &format!("--- {}\n{log}", entry.file_name().display());
+            }
+        }
+        text
+    }
+
+    /// Names of the cluster's segments that exist.
+    pub fn segments(&self) -> Vec<String> {
+        let prefix = self.config.segment_prefix();
+        let names = std::fs::read_dir(Path::new("/dev/shm")).expect("/dev/shm").flatten();
+        let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with(prefix.trim_start_matches('/'))).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        // The last started first: web servers, then the director, then the session servers.
+        for child in self.processes.iter_mut().rev() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for name in self.segments() {
+            let _ = std::fs::remove_file(Path::new("/dev/shm").join(name));
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! A small HTTP/1.1 client that keeps one connection, so that tests see exactly what the module sends.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// One answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+/// One connection, with the cookie of one browser.
+pub struct Browser {
+    stream: BufReader<TcpStream>,
+    address: SocketAddr,
+    pub cookie: Option<String>,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("UTF-8")
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        assert_eq!(self.header("content-type"), Some("application/json"), "{self:?}");
+        serde_json::from_slice(&self.body).expect("JSON")
+    }
+}
+
+impl Browser {
+    pub fn at(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("nginx listens");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time limit");
+        Self { stream: BufReader::new(stream), address, cookie: None }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The same browser at another server.
+    pub fn go_to(&self, address: SocketAddr) -> Self {
+        Self { cookie: self.cookie.clone(), ..Self::at(address) }
+    }
+
+    /// Writes bytes as they are.
+    pub fn write(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).expect("written");
+    }
+
+    /// A request's head, with the cookie.
+    pub fn head(&self, method: &str, path: &str, more: &str) -> String {
+        let cookie = self.cookie.as_ref().map_or(String::new(), |value| format!("Cookie: a=b; {value}\r\n"));
+        format!("{method} {path} HTTP/1.1\r\nHost: test\r\n{cookie}{more}\r\n")
+    }
+
+    pub fn send(&mut self, method: &str, path: &str, body: Option<&[u8]>) -> Answer {
+        let length = body.map_or(String::new(), |body| format!("Content-Length: {}\r\n", body.len()));
+        let mut request = self.head(method, path, &length).into_bytes();
+        request.extend_from_slice(body.unwrap_or_default());
+        self.write(&request);
+        self.answer(method == "HEAD")
+    }
+
+    pub fn get(&mut self, path: &str) -> Answer {
+        self.send("GET", path, None)
+    }
+
+    /// Reads one answer, and keeps or forgets the cookie as it says.
+    pub fn answer(&mut self, without_body: bool) -> Answer {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).expect("a status line");
+        let status = line.split(' ').nth(1).and_then(|number| number.parse().ok());
+        let status = status.unwrap_or_else(|| panic!("not an answer: {line:?}"));
+        let mut headers = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).expect("a header");
+            let Some((name, value)) = line.trim_end().split_once(": ") else { break };
+            headers.push((name.to_owned(), value.to_owned()));
+        }
+        let mut answer = Answer { status, headers, body: Vec::new() };
+        let length = answer.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+        if !without_body {
+            answer.body.resize(length, 0);
+            self.stream.read_exact(&mut answer.body).expect("the body");
+        }
+        if let Some(set) = answer.header("set-cookie") {
+            let value = set.split(';').next().unwrap_or_default();
+            self.cookie = (!value.ends_with('=')).then(|| value.to_owned());
+        }
+        answer
+    }
+}
