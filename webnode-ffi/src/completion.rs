@@ -19,6 +19,7 @@ use crate::cookie::selvage_tag;
 use crate::guard::{Failure, enter, remember};
 use crate::node::selvage_node;
 use crate::session::selvage_session;
+use crate::signals::Blocked;
 use crate::status::selvage_status;
 
 /// A completion of selvage_session_open_start.
@@ -177,7 +178,11 @@ pub fn start(
         underway.store(ticket, Ordering::Release);
     }
     register().insert(ticket, operation);
-    let outcome = match begin(ticket) {
+    let begun = {
+        let _blocked = Blocked::new();
+        begin(ticket)
+    };
+    let outcome = match begun {
         Ok(Started::Pending(op)) => {
             if let Some(operation) = register().get_mut(&ticket) {
                 operation.op = Some(op);

@@ -20,5 +20,6 @@ mod json;
 pub mod node;
 pub mod process;
 pub mod session;
+mod signals;
 pub mod status;
 mod text;

@@ -11,6 +11,7 @@ use selvage_fabric::node::{AttachOptions, Node};
 use crate::cookie::selvage_tag;
 use crate::guard::{Failure, enter};
 use crate::process;
+use crate::signals::Blocked;
 use crate::status::selvage_status;
 use crate::text;
 
@@ -85,7 +86,7 @@ pub unsafe extern "C" fn selvage_config_check(
 ///
 /// Thread rule: any. Blocking: at most wait_ms, and start-up work on files. Ownership: *node is the
 /// caller's until selvage_node_close. Errors: INVALID for the configuration; TIMEOUT; DENIED for a user
-/// that may not be this node; CONFLICT if this process is attached to another node; OS.
+/// that may not be this node; OS.
 ///
 /// # Safety
 /// The texts are NULL or end with a NUL; `node` is NULL or valid for writing.
@@ -103,7 +104,10 @@ pub unsafe extern "C" fn selvage_node_attach(
         let name = unsafe { text::optional("node_name", node_name) }?;
         process::watch()?;
         let options = AttachOptions { wait: Duration::from_millis(wait_ms.into()) };
-        let attached = Node::attach(path.map(Path::new), name, options)?;
+        let attached = {
+            let _blocked = Blocked::new();
+            Node::attach(path.map(Path::new), name, options)?
+        };
         let clear_cookie = attached.clear_cookie();
         let handle = selvage_node { node: attached, generation: process::generation(), clear_cookie };
         // SAFETY: not NULL (checked above) and valid for writing by this function's contract.

@@ -4,7 +4,6 @@
 //! than its parent's was. Invariant: a handle is used only in the generation that made it. Callers: node,
 //! session.
 
-use std::ffi::c_int;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,14 +11,6 @@ use crate::guard::Failure;
 use crate::status::selvage_status;
 
 static GENERATION: AtomicU64 = AtomicU64::new(0);
-
-unsafe extern "C" {
-    fn pthread_atfork(
-        prepare: Option<extern "C" fn()>,
-        parent: Option<extern "C" fn()>,
-        child: Option<extern "C" fn()>,
-    ) -> c_int;
-}
 
 extern "C" fn in_child() {
     crate::guard::enter_infallible!((), [], {
@@ -39,7 +30,7 @@ pub fn watch() -> Result<(), Failure> {
     WATCH.call_once(|| {
         // SAFETY: `in_child` is async-signal-safe (atomic operations only), lives as long as the library,
         // and a library that has given out handles must stay loaded.
-        refused = unsafe { pthread_atfork(None, None, Some(in_child)) };
+        refused = unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
     });
     if refused != 0 {
         return Err(Failure::new(selvage_status::Os, "the C library cannot register a fork handler"));
