@@ -328,7 +328,7 @@ selvage_status selvage_config_check(const char *config_path, const char *node_na
 //
 // Thread rule: any. Blocking: at most wait_ms, and start-up work on files. Ownership: *node is the
 // caller's until selvage_node_close. Errors: INVALID for the configuration; TIMEOUT; DENIED for a user
-// that may not be this node; CONFLICT if this process is attached to another node; OS.
+// that may not be this node; OS.
 selvage_status selvage_node_attach(const char *config_path,
                                    const char *node_name,
                                    uint32_t wait_ms,

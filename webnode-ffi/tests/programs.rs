@@ -74,7 +74,7 @@ fn the_c_example_is_clean_under_address_sanitizer() {
 
 #[test]
 fn the_c_example_is_clean_under_valgrind() {
-    let (cluster, dir) = (Cluster::start(), scratch());
+    let (cluster, dir) = (Cluster::start_patient(), scratch());
     let program = compile(dir.path(), "examples/session.c", &[]);
     let said = Tool::find("valgrind", "apt-get install valgrind")
         .args(["--quiet", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite"])
@@ -104,7 +104,12 @@ fn a_crowd_of_forks_threads_and_processes_counts_every_increment_once() {
     let (cluster, dir) = (Cluster::start(), scratch());
     for options in [&[][..], &["-fsanitize=address"][..]] {
         let program = compile(dir.path(), "tests/c/crowd.c", options);
-        let said = Tool::at(&program).arg(cluster.config_path()).args(["n1", "4", "3", "25"]).succeed();
+        // A child cannot free what its parent's threads hold, so looking for leaks would find all of that.
+        let said = Tool::at(&program)
+            .env("ASAN_OPTIONS", "detect_leaks=0")
+            .arg(cluster.config_path())
+            .args(["n1", "4", "3", "25"])
+            .succeed();
         assert_eq!(said, "400 of 400 increments, 0 processes failed\n");
     }
     assert_eq!(cluster.segments(), [""; 0], "the last process out leaves nothing in /dev/shm");

@@ -48,6 +48,15 @@ fn free_address() -> String {
 impl Cluster {
     /// Starts one and waits until its director can be reached.
     pub fn start() -> Self {
+        Self::start_with("")
+    }
+
+    /// The same for programs that run many times slower than they should: nobody is declared dead soon.
+    pub fn start_patient() -> Self {
+        Self::start_with("[timing]\nheartbeat_ms = 500\nmandate_ms = 10000\nsilence_ms = 20000\n")
+    }
+
+    fn start_with(more: &str) -> Self {
         let dir = super::scratch();
         let run_dir = dir.path().join("run");
         std::fs::create_dir(&run_dir).expect("the run folder");
@@ -57,7 +66,7 @@ impl Cluster {
              [director]\nlisten = \"{}\"\nadmin_listen = \"{}\"\n\
              [session]\narchive_bytes_max = 262144\n\
              [memory]\nsessions_max = 4096\ncache_bytes = 16777216\nlease_bytes = 16777216\n\
-             [[server]]\nname = \"s1\"\n[[server]]\nname = \"s2\"\n\
+             {more}[[server]]\nname = \"s1\"\n[[server]]\nname = \"s2\"\n\
              [[node]]\nname = \"n1\"\naddress = \"{}\"\n[[node]]\nname = \"n2\"\naddress = \"{}\"\n",
             free_address(),
             free_address(),
