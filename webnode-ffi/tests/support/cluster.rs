@@ -3,6 +3,7 @@
 //! Everything lies in one temporary folder and ends with the value.
 
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -100,7 +101,7 @@ impl Cluster {
         self.dir.path()
     }
 
-    /// Gives a process to the cluster, to be ended with it.
+    /// Gives a process that leads a group of its own to the cluster, to be ended with it.
     pub fn keep(&mut self, process: Child) {
         self.processes.push(process);
     }
@@ -125,6 +126,7 @@ impl Cluster {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
+            .process_group(0)
             .spawn()
             .unwrap_or_else(|error| panic!("{program} in {}: {error}", daemons().display()));
         self.processes.push(child);
@@ -162,8 +164,11 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
-        // The last started first: web servers, then the director, then the session servers.
+        // The last started first: web servers, then the director, then the session servers. Each leads a group of
+        // its own, so that the workers of an nginx end with it.
         for child in self.processes.iter_mut().rev() {
+            let group = format!("-{}", child.id());
+            let _ = Command::new("kill").args(["-9", "--", &group]).stderr(Stdio::null()).status();
             let _ = child.kill();
             let _ = child.wait();
         }
