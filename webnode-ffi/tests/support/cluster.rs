@@ -164,8 +164,8 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("{}", self.logs());
         }
-        // The last started first: web servers, then the director, then the session servers. Each leads a group of
-        // its own, so that the workers of an nginx end with it.
+        // The last started first: web servers, then the director, then the session servers. Each leads a
+        // group of its own, so that the workers of an nginx end with it.
         for child in self.processes.iter_mut().rev() {
             let group = format!("-{}", child.id());
             let _ = Command::new("kill").args(["-9", "--", &group]).stderr(Stdio::null()).status();
