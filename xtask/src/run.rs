@@ -61,6 +61,8 @@ async fn run(product: Product, arguments: &Arguments) -> Result<()> {
         copies: arguments.copies,
         port: Some(arguments.port),
         admin_port: Some(arguments.admin_port),
+        // Three caches fit into a container's usual 64 MiB of /dev/shm.
+        tables: "[memory]\nsessions_max = 8192\ncache_bytes = 8388608\nlease_bytes = 16777216\n".into(),
         ..Options::default()
     };
     let mut cluster = Cluster::prepare(product, options)?;
