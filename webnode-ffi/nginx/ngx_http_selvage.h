@@ -5,6 +5,7 @@
  *   wait.c      operations under way: the completion descriptor in the event loop, and who waits for what
  *   session.c   a request's context, cookies, and the session of ordinary locations
  *   api.c       the content handler of session data
+ *   put.c       the body of a PUT to it
  *   answer.c    responses
  *
  * Invariants:
@@ -117,6 +118,15 @@ ngx_int_t ngx_http_selvage_phase_handler(ngx_http_request_t *r);
 
 /* api.c */
 ngx_int_t ngx_http_selvage_api_handler(ngx_http_request_t *r);
+ngx_uint_t ngx_http_selvage_api_creates(ngx_http_request_t *r);
+void ngx_http_selvage_api_open(ngx_http_request_t *r);
+void ngx_http_selvage_api_missing(ngx_http_request_t *r);
+void ngx_http_selvage_api_fail(ngx_http_request_t *r, selvage_status status, const selvage_tag *elsewhere);
+void ngx_http_selvage_api_end_line(ngx_http_request_t *r, ngx_uint_t status, const char *line);
+
+/* put.c */
+ngx_int_t ngx_http_selvage_put_too_large(ngx_http_request_t *r, off_t size, char *line, size_t len);
+void ngx_http_selvage_put(ngx_http_request_t *r);
 
 /* answer.c */
 ngx_int_t ngx_http_selvage_add_header(ngx_http_request_t *r, const char *name, const char *value, size_t len);

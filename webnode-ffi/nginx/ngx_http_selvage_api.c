@@ -9,16 +9,11 @@
  *   POST   <location>/<name>/incr   adds 1 to a whole number and answers the new one
  *   POST   <location>/regenerate    gives the session a new id and keeps its data
  *
- * A request's course, in the order of the functions: parse, (for PUT: peek, body), open, act, commit, end.
+ * A request's course, in the order of the functions: parse, (for PUT: put.c), open, act, commit, end.
  * Every course ends in exactly one ngx_http_selvage_api_end or _fail; `r->main->count` is raised once for it.
  */
 #include "ngx_http_selvage.h"
 
-static void ngx_http_selvage_api_put(ngx_http_request_t *r);
-static void ngx_http_selvage_api_peeked(ngx_http_request_t *r, const selvage_completion *done);
-static void ngx_http_selvage_api_read_body(ngx_http_request_t *r);
-static void ngx_http_selvage_api_body(ngx_http_request_t *r);
-static void ngx_http_selvage_api_open(ngx_http_request_t *r);
 static void ngx_http_selvage_api_opened(ngx_http_request_t *r, const selvage_completion *done);
 static void ngx_http_selvage_api_created(ngx_http_request_t *r, const selvage_completion *done);
 static void ngx_http_selvage_api_act(ngx_http_request_t *r);
@@ -36,7 +31,7 @@ ngx_http_selvage_api_end(ngx_http_request_t *r, ngx_uint_t status, const char *t
 }
 
 
-static void
+void
 ngx_http_selvage_api_end_line(ngx_http_request_t *r, ngx_uint_t status, const char *line)
 {
     ngx_http_selvage_close_session(ngx_http_selvage_ctx(r));
@@ -44,7 +39,7 @@ ngx_http_selvage_api_end_line(ngx_http_request_t *r, ngx_uint_t status, const ch
 }
 
 
-static void
+void
 ngx_http_selvage_api_fail(ngx_http_request_t *r, selvage_status status, const selvage_tag *elsewhere)
 {
     ngx_http_selvage_close_session(ngx_http_selvage_ctx(r));
@@ -128,20 +123,6 @@ ngx_http_selvage_api_refuse(ngx_http_request_t *r, ngx_uint_t status, const char
 }
 
 
-static ngx_int_t
-ngx_http_selvage_api_too_large(ngx_http_request_t *r, off_t size, char *line, size_t len)
-{
-    ngx_http_selvage_main_conf_t *smcf = ngx_http_get_module_main_conf(r, ngx_http_selvage_module);
-
-    if (size <= (off_t) smcf->info.archive_bytes_max) {
-        return 0;
-    }
-    ngx_snprintf((u_char *) line, len, "the body has %O bytes, a session at most %uL%Z", size,
-                 smcf->info.archive_bytes_max);
-    return 1;
-}
-
-
 ngx_int_t
 ngx_http_selvage_api_handler(ngx_http_request_t *r)
 {
@@ -172,7 +153,7 @@ ngx_http_selvage_api_handler(ngx_http_request_t *r)
         return rc == NGX_OK ? ngx_http_selvage_answer_status(r, SELVAGE_STATUS_NOT_READY, NULL) : rc;
     }
     if (r->method == NGX_HTTP_PUT
-        && ngx_http_selvage_api_too_large(r, r->headers_in.content_length_n, line, sizeof(line)))
+        && ngx_http_selvage_put_too_large(r, r->headers_in.content_length_n, line, sizeof(line)))
     {
         return ngx_http_selvage_api_refuse(r, NGX_HTTP_REQUEST_ENTITY_TOO_LARGE, line);
     }
@@ -188,7 +169,7 @@ ngx_http_selvage_api_handler(ngx_http_request_t *r)
     /* From here on the course answers, now or later. */
     r->main->count++;
     if (r->method == NGX_HTTP_PUT) {
-        ngx_http_selvage_api_put(r);
+        ngx_http_selvage_put(r);
     } else {
         ngx_http_selvage_api_open(r);
     }
@@ -197,7 +178,7 @@ ngx_http_selvage_api_handler(ngx_http_request_t *r)
 
 
 /* No session, or none any more. */
-static void
+void
 ngx_http_selvage_api_missing(ngx_http_request_t *r)
 {
     if (ngx_http_selvage_ctx(r)->has_cookie && ngx_http_selvage_clear_cookie(r) != NGX_OK) {
@@ -208,7 +189,7 @@ ngx_http_selvage_api_missing(ngx_http_request_t *r)
 }
 
 
-static ngx_uint_t
+ngx_uint_t
 ngx_http_selvage_api_creates(ngx_http_request_t *r)
 {
     ngx_http_selvage_loc_conf_t *slcf = ngx_http_get_module_loc_conf(r, ngx_http_selvage_module);
@@ -218,120 +199,7 @@ ngx_http_selvage_api_creates(ngx_http_request_t *r)
 }
 
 
-/* A body that is still on its way is asked for only when the session is known to be here; with the session
- * locked nothing waits for a slow client. */
-static void
-ngx_http_selvage_api_put(ngx_http_request_t *r)
-{
-    off_t arrived = r->header_in->last - r->header_in->pos;
-    off_t length = r->headers_in.content_length_n;
-
-    if (!ngx_http_selvage_ctx(r)->has_cookie || (length >= 0 && length <= arrived)) {
-        ngx_http_selvage_api_read_body(r);
-        return;
-    }
-    ngx_http_selvage_start(r, NGX_HTTP_SELVAGE_OPEN_READ_ONLY, ngx_http_selvage_api_peeked);
-}
-
-
-static void
-ngx_http_selvage_api_peeked(ngx_http_request_t *r, const selvage_completion *done)
-{
-    ngx_int_t rc;
-
-    switch (done->status) {
-    case SELVAGE_STATUS_OK:
-        (void) selvage_session_close(done->session);
-        ngx_http_selvage_api_read_body(r);
-        return;
-    case SELVAGE_STATUS_MISSING:
-    case SELVAGE_STATUS_GONE:
-        if (ngx_http_selvage_api_creates(r)) {
-            ngx_http_selvage_api_read_body(r);
-            return;
-        }
-    }
-
-    rc = ngx_http_discard_request_body(r);
-    if (rc != NGX_OK) {
-        ngx_http_finalize_request(r, rc);
-    } else if (done->status == SELVAGE_STATUS_MISSING || done->status == SELVAGE_STATUS_GONE) {
-        ngx_http_selvage_api_missing(r);
-    } else {
-        ngx_http_selvage_api_fail(r, done->status, &done->elsewhere);
-    }
-}
-
-
-static void
-ngx_http_selvage_api_read_body(ngx_http_request_t *r)
-{
-    ngx_int_t rc = ngx_http_read_client_request_body(r, ngx_http_selvage_api_body);
-
-    /* Reading has raised the count for itself (and on failure lowered it again): give the course's up. */
-    ngx_http_finalize_request(r, rc >= NGX_HTTP_SPECIAL_RESPONSE ? rc : NGX_DONE);
-}
-
-
-/* The body as one piece of memory; NGX_DECLINED if it is over the limit, with the reason in line. */
-static ngx_int_t
-ngx_http_selvage_api_gather(ngx_http_request_t *r, ngx_str_t *body, char *line, size_t line_len)
-{
-    ngx_chain_t *bufs = (r->request_body != NULL) ? r->request_body->bufs : NULL;
-    ngx_chain_t *link;
-    u_char *at;
-    ssize_t n;
-    off_t size = 0;
-
-    for (link = bufs; link != NULL; link = link->next) {
-        size += ngx_buf_size(link->buf);
-    }
-    if (ngx_http_selvage_api_too_large(r, size, line, line_len)) {
-        return NGX_DECLINED;
-    }
-    body->data = ngx_pnalloc(r->pool, size > 0 ? (size_t) size : 1);
-    if (body->data == NULL) {
-        return NGX_ERROR;
-    }
-    at = body->data;
-    for (link = bufs; link != NULL; link = link->next) {
-        if (ngx_buf_in_memory(link->buf)) {
-            at = ngx_cpymem(at, link->buf->pos, link->buf->last - link->buf->pos);
-            continue;
-        }
-        if (link->buf->in_file) {
-            n = ngx_read_file(link->buf->file, at, ngx_buf_size(link->buf), link->buf->file_pos);
-            if (n != (ssize_t) ngx_buf_size(link->buf)) {
-                return NGX_ERROR;
-            }
-            at += n;
-        }
-    }
-    body->len = at - body->data;
-    return NGX_OK;
-}
-
-
-static void
-ngx_http_selvage_api_body(ngx_http_request_t *r)
-{
-    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
-    char line[128];
-
-    switch (ngx_http_selvage_api_gather(r, &ctx->body, line, sizeof(line))) {
-    case NGX_OK:
-        ngx_http_selvage_api_open(r);
-        return;
-    case NGX_DECLINED:
-        ngx_http_selvage_api_end_line(r, NGX_HTTP_REQUEST_ENTITY_TOO_LARGE, line);
-        return;
-    default:
-        ngx_http_finalize_request(r, NGX_HTTP_INTERNAL_SERVER_ERROR);
-    }
-}
-
-
-static void
+void
 ngx_http_selvage_api_open(ngx_http_request_t *r)
 {
     ngx_uint_t reads = r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD);

@@ -335,6 +335,34 @@ fn clients_that_leave_in_the_middle_cost_nothing() {
 }
 
 #[test]
+fn a_killed_worker_loses_nothing_that_was_acked() {
+    let (cluster, mut browser) = one_node();
+    browser.get("/session");
+    let master = cluster.last_pid();
+    let mut acked = 0_u32;
+    for round in 0..6 {
+        // Both workers work on the session, so that the one that is killed may hold its lock.
+        let (mut one, mut two) = (browser.go_to(browser.address()), browser.go_to(browser.address()));
+        for _ in 0..10 {
+            one.write(one.head("POST", "/session/n/incr", "").as_bytes());
+            two.write(two.head("POST", "/session/n/incr", "").as_bytes());
+            acked +=
+                [one.answer(false), two.answer(false)].iter().filter(|answer| answer.status == 200).count()
+                    as u32;
+        }
+        let workers =
+            Tool::find("pgrep", "apt-get install procps").args(["-P", &master.to_string()]).succeed();
+        let worker = workers.split_whitespace().nth(round % 2).expect("two workers");
+        one.write(one.head("POST", "/session/n/incr", "").as_bytes());
+        Tool::find("kill", "apt-get install procps").args(["-9", worker]).succeed();
+        let count: u32 =
+            browser.go_to(browser.address()).until_answered("/session/n").text().parse().expect("a number");
+        assert!(count == acked || count == acked + 1, "{count} counted, {acked} acked");
+        acked = count;
+    }
+}
+
+#[test]
 fn a_session_of_another_node_is_elsewhere() {
     let (mut cluster, mut browser) = one_node();
     serve(&mut cluster, "n2");

@@ -10,22 +10,27 @@ use support::{Tool, library_dir, repo, scratch};
 
 /// Compiles a program of this package against the header and the shared library.
 fn compile(dir: &Path, source: &str, options: &[&str]) -> PathBuf {
-    let (compiler, standard) =
-        if source.ends_with(".cc") { ("g++", "-std=c++17") } else { ("gcc", "-std=c11") };
-    let program = dir.join("program");
     // The loader looks for the soname; cargo's file has none of it in its name.
     let link = dir.join("libselvage.so.0");
     if !link.exists() {
         std::os::unix::fs::symlink(library_dir().join("libselvage.so"), &link).expect("a link");
     }
+    let link = link.display().to_string();
+    compile_with(dir, source, options, &[&link, &format!("-Wl,-rpath,{}", dir.display())])
+}
+
+/// Compiles a program of this package with these libraries.
+fn compile_with(dir: &Path, source: &str, options: &[&str], libraries: &[&str]) -> PathBuf {
+    let (compiler, standard) =
+        if source.ends_with(".cc") { ("g++", "-std=c++17") } else { ("gcc", "-std=c11") };
+    let program = dir.join("program");
     Tool::find(compiler, "apt-get install gcc g++")
         .args([standard, "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-pedantic", "-Werror", "-g"])
         .args(options)
         .arg("-I")
         .arg(repo().join("include"))
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(source))
-        .arg(&link)
-        .arg(format!("-Wl,-rpath,{}", dir.display()))
+        .args(libraries)
         .args(["-pthread", "-o"])
         .arg(&program)
         .succeed();
@@ -53,6 +58,23 @@ fn the_c_example_runs() {
     let program = compile(dir.path(), "examples/session.c", &[]);
     said_by_the_example(&Tool::at(&program).arg(cluster.config_path()).arg("n1").succeed());
     assert_eq!(cluster.segments(), [""; 0], "the last process out leaves nothing in /dev/shm");
+}
+
+#[test]
+fn the_c_example_runs_with_the_static_library() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    let library = library_dir().join("libselvage.a").display().to_string();
+    let libraries = [&*library, "-lgcc_s", "-lutil", "-lrt", "-lm", "-ldl"];
+    let program = compile_with(dir.path(), "examples/session.c", &[], &libraries);
+    said_by_the_example(&Tool::at(&program).arg(cluster.config_path()).arg("n1").succeed());
+}
+
+#[test]
+fn a_cached_read_neither_allocates_nor_enters_the_kernel() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    let program = compile(dir.path(), "tests/c/reads.c", &[]);
+    let said = Tool::at(&program).arg(cluster.config_path()).arg("n1").succeed();
+    assert_eq!(said, "40000 reads: no allocation, no system call\n");
 }
 
 #[test]

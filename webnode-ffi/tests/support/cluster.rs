@@ -106,6 +106,11 @@ impl Cluster {
         self.processes.push(process);
     }
 
+    /// The process that was given last.
+    pub fn last_pid(&self) -> u32 {
+        self.processes.last().expect("a process").id()
+    }
+
     /// Sends a signal to the process that was given last.
     pub fn signal_last(&mut self, signal: &str) -> &mut Child {
         let last = self.processes.last_mut().expect("a process");

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One answer.
 #[derive(Debug)]
@@ -72,6 +72,22 @@ impl Browser {
 
     pub fn get(&mut self, path: &str) -> Answer {
         self.send("GET", path, None)
+    }
+
+    /// Asks on new connections until one is answered: a worker that was killed may have taken some with it.
+    pub fn until_answered(&self, path: &str) -> Answer {
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            assert!(Instant::now() < end, "no answer");
+            let mut one = self.go_to(self.address);
+            let request = self.head("GET", path, "");
+            if one.stream.get_mut().write_all(request.as_bytes()).is_err() {
+                continue;
+            }
+            if one.stream.fill_buf().is_ok_and(|bytes| !bytes.is_empty()) {
+                return one.answer(false);
+            }
+        }
     }
 
     /// Reads one answer, and keeps or forgets the cookie as it says.
