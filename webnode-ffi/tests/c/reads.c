@@ -46,7 +46,7 @@ void *calloc(size_t count, size_t size)
 static selvage_session *session;
 static int said[2];
 
-/* Says 'n' if all was well, another letter otherwise; if the kernel has killed the thread, nothing is said. */
+/* Says 'n' if all was well, another letter otherwise, and nothing if the kernel has killed the thread. */
 static char read_all(void)
 {
     selvage_value value;
