@@ -10,6 +10,8 @@ use selvage_fabric::limits;
 pub const ARCHIVE_BYTES: usize = 1024;
 /// The attribute that requests change.
 pub const CHANGED: &str = "visits";
+/// The attribute that a commit gives values of other sizes: a message that is there for one request.
+pub const RESIZED: &str = "flash";
 /// The attributes that requests read.
 pub const READ: [&str; 3] = ["user", "theme", "score"];
 /// The attribute that brings the archive to its size.
@@ -27,7 +29,7 @@ pub fn attributes(archive_bytes: usize) -> Result<Vec<(&'static str, Value)>> {
         ("created", Value::I64(1_700_000_000_000)),
         ("csrf", text("c0ffee00c0ffee00c0ffee00c0ffee00")),
         ("email", text("ada@example.org")),
-        ("flash", text("")),
+        (RESIZED, text("")),
         ("locale", text("en-GB")),
         ("name", text("Ada Lovelace")),
         ("score", Value::F64(0.75)),

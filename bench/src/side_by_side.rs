@@ -49,6 +49,8 @@ pub enum Contestant {
     RedisGetSet,
     /// One attribute changed and committed with two copies, in a session that is open for change.
     Commit,
+    /// The same with a value of another size, for which the archive is built anew.
+    ResizingCommit,
     /// A web request: open for change, read three attributes, change one, commit two copies, close.
     ChangingRequest,
     /// A web request that only reads: open, read three attributes, close.
@@ -65,6 +67,7 @@ impl Contestant {
             Self::RedisGet => "Redis GET 1 KiB",
             Self::RedisGetSet => "Redis GET + SET 1 KiB",
             Self::Commit => "commit, 2 copies",
+            Self::ResizingCommit => "commit of a value of another size, 2 copies",
             Self::ChangingRequest => "request: open, read 3, change 1, commit, close",
             Self::ReadingRequest => "request: open read-only, read 3, close",
             Self::Read => "attribute read in an open session",
@@ -75,7 +78,7 @@ impl Contestant {
     pub fn peer(self) -> Option<Self> {
         match self {
             Self::RedisSet | Self::RedisGet | Self::RedisGetSet => None,
-            Self::Commit => Some(Self::RedisSet),
+            Self::Commit | Self::ResizingCommit => Some(Self::RedisSet),
             Self::ChangingRequest => Some(Self::RedisGetSet),
             Self::ReadingRequest | Self::Read => Some(Self::RedisGet),
         }
@@ -182,6 +185,7 @@ struct SelvageSide<'a> {
     cookie: Cookie,
     visits: i64,
     commit: Recorder,
+    resizing: Recorder,
     changing: Recorder,
     reading: Recorder,
     read: Recorder,
@@ -189,14 +193,21 @@ struct SelvageSide<'a> {
 
 impl<'a> SelvageSide<'a> {
     fn new(node: &'a Node, cookie: Cookie) -> Result<Self> {
-        let (commit, changing, reading) = (Recorder::new(1)?, Recorder::new(1)?, Recorder::new(1)?);
-        Ok(Self { node, cookie, visits: 0, commit, changing, reading, read: Recorder::new(READS)? })
+        let new = || Recorder::new(1);
+        let (commit, resizing, changing, reading) = (new()?, new()?, new()?, new()?);
+        Ok(Self { node, cookie, visits: 0, commit, resizing, changing, reading, read: Recorder::new(READS)? })
     }
 
     fn round(&mut self, slice: Duration) -> Result<()> {
         let Self { node, cookie, visits, .. } = self;
         let mut session = open(node, cookie, OpenMode::Exclusive)?;
         self.commit.slice(slice, || change(&mut session, visits))?;
+        let messages = ["", "Your order is on its way"];
+        self.resizing.slice(slice, || {
+            let message = messages[*visits as usize % messages.len()].to_owned();
+            session.set(sample::RESIZED, Value::Text(message))?;
+            change(&mut session, visits)
+        })?;
         drop(session);
         self.changing.slice(slice, || {
             let mut session = open(node, cookie, OpenMode::Exclusive)?;
@@ -218,6 +229,7 @@ impl<'a> SelvageSide<'a> {
     fn rows(&self) -> impl Iterator<Item = Row> + use<> {
         let rows = [
             (Contestant::Commit, &self.commit),
+            (Contestant::ResizingCommit, &self.resizing),
             (Contestant::ChangingRequest, &self.changing),
             (Contestant::ReadingRequest, &self.reading),
             (Contestant::Read, &self.read),
