@@ -47,6 +47,8 @@ pub struct AdminNode {
 pub struct AdminServer {
     /// Its name.
     pub name: String,
+    /// Its life; 0 if it has none that is in the view.
+    pub incarnation: u64,
     /// `up` or `down`.
     pub state: String,
     /// Copies that it holds.

@@ -70,7 +70,7 @@ async fn chaos_loses_nothing_that_was_acked() {
 /// Does one bad thing and repairs what a person would repair.
 async fn strike(stage: &mut Stage, dice: &mut Dice) -> String {
     let (node, server) = (dice.one_of(&NODES), dice.one_of(&SERVERS));
-    match dice.below(8) {
+    match dice.below(9) {
         0 => kill(stage, dice, &[node]).await,
         1 => kill(stage, dice, &[server]).await,
         2 => kill(stage, dice, &[server, node]).await,
@@ -82,20 +82,27 @@ async fn strike(stage: &mut Stage, dice: &mut Dice) -> String {
             format!("stopped {node} for a while")
         }
         4 => {
+            stage.signal(server, Signal::STOP).unwrap();
+            dice.pause(1200).await;
+            stage.signal(server, Signal::CONT).unwrap();
+            stage.until("back", |view| view.server_is(server, "up")).await;
+            format!("stopped {server} for a while")
+        }
+        5 => {
             stage.admin().drain(node).await.unwrap();
             dice.pause(300).await;
             stage.admin().undrain(node).await.unwrap();
             stage.until("back", |view| view.node_is(node, "up")).await;
             format!("drained {node}")
         }
-        5 => {
+        6 => {
             let master = stage.process(node).unwrap().pid();
             let worker = stage.process(node).unwrap().pids().into_iter().find(|pid| *pid != master);
             let pid = worker.and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a worker");
             rustix::process::kill_process(pid, Signal::KILL).unwrap();
             format!("killed a worker of {node}")
         }
-        6 => {
+        7 => {
             stage.kill("director").unwrap();
             dice.pause(600).await;
             stage.restart(&["director"]).await;
