@@ -98,8 +98,8 @@ impl Recorder {
     }
 }
 
-/// What one look at the clock costs, ns: the floor under every latency. The best of several tries, so that other work on the
-/// machine does not count.
+/// What one look at the clock costs, ns: the floor under every latency. The best of several tries, so that
+/// other work on the machine does not count.
 pub fn clock_ns() -> f64 {
     const TRIES: u32 = 20;
     const LOOKS: u32 = 5_000;
