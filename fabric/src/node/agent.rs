@@ -37,9 +37,10 @@ pub(super) fn run(attachment: &Arc<Attachment>) {
                 attachment.set_host(Some(host.clone()));
                 live(attachment, &host, director);
                 attachment.set_host(None);
+                let incarnation = host.incarnation();
                 let left = if attachment.is_stopping() { leave(attachment, host) } else { Ok(()) };
                 // Another process may become steward now.
-                if let Err(error) = left.and(attachment.lock_file.release_steward()) {
+                if let Err(error) = left.and(attachment.lock_file.release_steward(incarnation)) {
                     tracing::warn!(%error, node = attachment.name, "leaving was not clean");
                 }
             }
@@ -55,7 +56,7 @@ pub(super) fn run(attachment: &Arc<Attachment>) {
 /// One incarnation, until it is over or the process leaves.
 fn live(attachment: &Arc<Attachment>, host: &Arc<Host>, mut director: Option<Stream>) {
     while !attachment.is_stopping() && !host.cache.is_poisoned() {
-        match attachment.lock_file.try_steward() {
+        match attachment.lock_file.try_steward(host.incarnation()) {
             Ok(true) => {
                 let mut agent = Agent::new(attachment, host, director.take());
                 agent.run();
@@ -64,6 +65,8 @@ fn live(attachment: &Arc<Attachment>, host: &Arc<Host>, mut director: Option<Str
             Ok(false) => {
                 director = None;
                 host.open_links(false);
+                // A steward that is stopped cannot tell that this incarnation is over; the leases do.
+                host.end_if_sealed();
                 attachment.pause(STEWARD_POLL);
             }
             Err(error) => {

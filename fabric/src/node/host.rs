@@ -267,6 +267,14 @@ impl Host {
         all
     }
 
+    /// Ends this incarnation if one of its leases is sealed (R2), which a server does only by the view.
+    pub fn end_if_sealed(&self) {
+        let sealed = |link: &LinkState| matches!(link, LinkState::Open(lane) if lane.link.is_sealed());
+        if self.plan().links.iter().any(sealed) {
+            self.cache.poison();
+        }
+    }
+
     fn open_link(&self, server: &ServerEntry, steward: bool) -> Result<Option<Arc<Lane>>> {
         if !steward && self.active_book(server.incarnation).is_none() {
             return Ok(None);

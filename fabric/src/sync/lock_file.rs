@@ -1,11 +1,12 @@
 //! The node's lock file: POSIX record locks of one byte each, which the kernel releases when their process
 //! dies.
 //!
-//! Byte 0: creation and attach. Byte 1: the steward. Byte 16 + s: process slot s lives. The kernel drops the
-//! locks after the last thread of a dying process has left user code, so a free byte proves that nobody
+//! Byte 0: creation and attach. Byte 16 + s: process slot s lives. Beyond 2^30: the steward of one incarnation
+//! each, so that a stopped steward keeps nobody from the next one's role. The kernel drops the locks after the last thread of a dying process has left user code, so a free byte proves that nobody
 //! writes in its name any more.
 
 use crate::error::{Error, ErrorKind, Origin, Result};
+use crate::ident::Incarnation;
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,8 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 const CREATION_BYTE: u32 = 0;
-const STEWARD_BYTE: u32 = 1;
 const PROCESS_BYTE: u32 = 16;
+/// First of the stewards' bytes.
+const STEWARD_BYTES: u32 = 1 << 30;
 /// Pause between two tries for the creation lock.
 const CREATION_POLL: Duration = Duration::from_millis(1);
 
@@ -79,20 +81,21 @@ impl LockFile {
         Ok(CreationLock { file: self })
     }
 
-    /// Tries to become steward (byte 1). True also if this process is steward already.
+    /// Tries to become steward of an incarnation. True also if this process is that already.
     ///
     /// # Errors
     /// `Os`.
-    pub fn try_steward(&self) -> Result<bool> {
-        Ok(self.owned().contains(&STEWARD_BYTE) || self.take(STEWARD_BYTE)?)
+    pub fn try_steward(&self, incarnation: Incarnation) -> Result<bool> {
+        let byte = steward_byte(incarnation);
+        Ok(self.owned().contains(&byte) || self.take(byte)?)
     }
 
-    /// Gives the role of steward up.
+    /// Gives the role of an incarnation's steward up.
     ///
     /// # Errors
     /// `Os`.
-    pub fn release_steward(&self) -> Result<()> {
-        self.release(STEWARD_BYTE)
+    pub fn release_steward(&self, incarnation: Incarnation) -> Result<()> {
+        self.release(steward_byte(incarnation))
     }
 
     /// Takes byte 16 + slot; false if anybody has it, this process included.
@@ -166,6 +169,13 @@ impl LockFile {
     }
 }
 
+/// Two incarnations of one byte would only wait for each other, and they would have to be 2^30 lives apart or of
+/// unlucky terms.
+fn steward_byte(incarnation: Incarnation) -> u32 {
+    let mixed = incarnation.0 ^ (incarnation.0 >> 32);
+    STEWARD_BYTES + (mixed as u32 & (STEWARD_BYTES - 1))
+}
+
 fn record(kind: libc::c_int, byte: u32) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
@@ -190,8 +200,10 @@ mod tests {
         assert!(file.process_alive(3).unwrap());
         file.release_process(3).unwrap();
         assert!(!file.process_alive(3).unwrap());
-        assert!(file.try_steward().unwrap());
-        assert!(file.try_steward().unwrap());
+        assert!(file.try_steward(Incarnation(7)).unwrap());
+        assert!(file.try_steward(Incarnation(7)).unwrap());
+        assert_ne!(steward_byte(Incarnation(7)), steward_byte(Incarnation(8)));
+        assert_eq!(steward_byte(Incarnation(u64::MAX)) & STEWARD_BYTES, STEWARD_BYTES);
         let creation = file.lock_creation(Duration::ZERO).unwrap();
         let error = file.lock_creation(Duration::from_millis(5)).err().unwrap();
         assert_eq!(error.kind, ErrorKind::Timeout);

@@ -70,6 +70,31 @@ async fn a_node_is_stopped_under_load_and_nothing_acked_is_lost() {
     stage.end();
 }
 
+/// One process of a node is stopped, and it may be the steward: the others go on, under a new life if need be.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_goes_on_while_one_of_its_processes_is_stopped() {
+    let stage = Stage::new(2, 2, 2).await;
+    let guests = guests(&stage, 40, 2).await;
+    let workers = stage.admin().view().await.unwrap().node("n1").unwrap().pids.clone();
+    assert_eq!(workers.len(), 2, "two workers each");
+    let mut lives = vec![stage.incarnation("n1").await];
+    for worker in workers {
+        let pid = rustix::process::Pid::from_raw(worker as i32).unwrap();
+        rustix::process::kill_process(pid, Signal::STOP).unwrap();
+        // Longer than the time after which a silent steward's node is declared down.
+        tokio::time::sleep(Duration::from_millis(1000)).await;
+        stage.until("n1 is up beside a stopped process", |view| view.node_is("n1", "up")).await;
+        stage.until_protected(guests.len(), 2).await;
+        lives.push(stage.incarnation("n1").await);
+        rustix::process::kill_process(pid, Signal::CONT).unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    lives.dedup();
+    assert!(lives.len() > 1, "neither of the two was the steward");
+    all_find_all(&stage, &guests).await;
+    stage.end();
+}
+
 /// A session server that is stopped for long is declared down and never comes back as the one that it was
 /// (R6).
 #[tokio::test(flavor = "multi_thread")]
