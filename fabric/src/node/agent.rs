@@ -40,7 +40,7 @@ pub(super) fn run(attachment: &Arc<Attachment>) {
                 let incarnation = host.incarnation();
                 let left = if attachment.is_stopping() { leave(attachment, host) } else { Ok(()) };
                 // Another process may become steward now.
-                if let Err(error) = left.and(attachment.lock_file.release_steward(incarnation)) {
+                if let Err(error) = left.and(attachment.lock_file.release_steward(incarnation.0)) {
                     tracing::warn!(%error, node = attachment.name, "leaving was not clean");
                 }
             }
@@ -56,7 +56,7 @@ pub(super) fn run(attachment: &Arc<Attachment>) {
 /// One incarnation, until it is over or the process leaves.
 fn live(attachment: &Arc<Attachment>, host: &Arc<Host>, mut director: Option<Stream>) {
     while !attachment.is_stopping() && !host.cache.is_poisoned() {
-        match attachment.lock_file.try_steward(host.incarnation()) {
+        match attachment.lock_file.try_steward(host.incarnation().0) {
             Ok(true) => {
                 let mut agent = Agent::new(attachment, host, director.take());
                 agent.run();

@@ -1,12 +1,12 @@
 //! The node's lock file: POSIX record locks of one byte each, which the kernel releases when their process
 //! dies.
 //!
-//! Byte 0: creation and attach. Byte 16 + s: process slot s lives. Beyond 2^30: the steward of one incarnation
-//! each, so that a stopped steward keeps nobody from the next one's role. The kernel drops the locks after the last thread of a dying process has left user code, so a free byte proves that nobody
+//! Byte 0: creation and attach. Byte 16 + s: process slot s lives. Beyond 2^30: the steward of one life of
+//! the node each, so that a stopped steward keeps nobody from the role in the next life. The kernel drops the
+//! locks after the last thread of a dying process has left user code, so a free byte proves that nobody
 //! writes in its name any more.
 
 use crate::error::{Error, ErrorKind, Origin, Result};
-use crate::ident::Incarnation;
 use rustix::fs::{Mode, OFlags};
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -81,21 +81,21 @@ impl LockFile {
         Ok(CreationLock { file: self })
     }
 
-    /// Tries to become steward of an incarnation. True also if this process is that already.
+    /// Tries to become steward of this life of the node (its incarnation's number). True also if this process is that already.
     ///
     /// # Errors
     /// `Os`.
-    pub fn try_steward(&self, incarnation: Incarnation) -> Result<bool> {
-        let byte = steward_byte(incarnation);
+    pub fn try_steward(&self, life: u64) -> Result<bool> {
+        let byte = steward_byte(life);
         Ok(self.owned().contains(&byte) || self.take(byte)?)
     }
 
-    /// Gives the role of an incarnation's steward up.
+    /// Gives the role of this life's steward up.
     ///
     /// # Errors
     /// `Os`.
-    pub fn release_steward(&self, incarnation: Incarnation) -> Result<()> {
-        self.release(steward_byte(incarnation))
+    pub fn release_steward(&self, life: u64) -> Result<()> {
+        self.release(steward_byte(life))
     }
 
     /// Takes byte 16 + slot; false if anybody has it, this process included.
@@ -169,10 +169,10 @@ impl LockFile {
     }
 }
 
-/// Two incarnations of one byte would only wait for each other, and they would have to be 2^30 lives apart or of
-/// unlucky terms.
-fn steward_byte(incarnation: Incarnation) -> u32 {
-    let mixed = incarnation.0 ^ (incarnation.0 >> 32);
+/// Two lives with the same byte would only wait for each other; they would have to be far apart, or of unlucky
+/// terms.
+fn steward_byte(life: u64) -> u32 {
+    let mixed = life ^ (life >> 32);
     STEWARD_BYTES + (mixed as u32 & (STEWARD_BYTES - 1))
 }
 
@@ -200,10 +200,10 @@ mod tests {
         assert!(file.process_alive(3).unwrap());
         file.release_process(3).unwrap();
         assert!(!file.process_alive(3).unwrap());
-        assert!(file.try_steward(Incarnation(7)).unwrap());
-        assert!(file.try_steward(Incarnation(7)).unwrap());
-        assert_ne!(steward_byte(Incarnation(7)), steward_byte(Incarnation(8)));
-        assert_eq!(steward_byte(Incarnation(u64::MAX)) & STEWARD_BYTES, STEWARD_BYTES);
+        assert!(file.try_steward(7).unwrap());
+        assert!(file.try_steward(7).unwrap());
+        assert_ne!(steward_byte(7), steward_byte(8));
+        assert_eq!(steward_byte(u64::MAX) & STEWARD_BYTES, STEWARD_BYTES);
         let creation = file.lock_creation(Duration::ZERO).unwrap();
         let error = file.lock_creation(Duration::from_millis(5)).err().unwrap();
         assert_eq!(error.kind, ErrorKind::Timeout);

@@ -70,7 +70,7 @@ async fn a_node_is_stopped_under_load_and_nothing_acked_is_lost() {
     stage.end();
 }
 
-/// One process of a node is stopped, and it may be the steward: the others go on, under a new life if need be.
+/// One process of a node is stopped, and it may be the steward: the others go on, in a new life if need be.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_goes_on_while_one_of_its_processes_is_stopped() {
     let stage = Stage::new(2, 2, 2).await;
