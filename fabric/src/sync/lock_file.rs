@@ -81,7 +81,8 @@ impl LockFile {
         Ok(CreationLock { file: self })
     }
 
-    /// Tries to become steward of this life of the node (its incarnation's number). True also if this process is that already.
+    /// Tries to become steward of this life of the node (its incarnation's number). True also if this process
+    /// is that already.
     ///
     /// # Errors
     /// `Os`.
@@ -169,8 +170,8 @@ impl LockFile {
     }
 }
 
-/// Two lives with the same byte would only wait for each other; they would have to be far apart, or of unlucky
-/// terms.
+/// Two lives with the same byte would only wait for each other; they would have to be far apart, or of
+/// unlucky terms.
 fn steward_byte(life: u64) -> u32 {
     let mixed = life ^ (life >> 32);
     STEWARD_BYTES + (mixed as u32 & (STEWARD_BYTES - 1))
