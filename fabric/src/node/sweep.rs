@@ -11,7 +11,7 @@ use crate::control::message::{FromServer, ToServer};
 use crate::error::{ErrorKind, Result};
 use crate::ident::{Epoch, Incarnation};
 use crate::lease::{ArchiveChecksum, Cell, CellState};
-use crate::limits::PLACES_MAX;
+use crate::limits::{COPIES_MAX, PLACES_MAX};
 use crate::rules::{Rule, holds};
 use crate::transport::{self, Outcome, Posted};
 use std::collections::HashSet;
@@ -121,7 +121,12 @@ fn needs(host: &Host, plan: &Plan, info: &EntryInfo) -> Need {
         EntryState::Gone => Need::Burial,
         EntryState::Live if is_expired(host, info) => Need::End,
         EntryState::Live => {
-            let placed = |server| plan.places_of(info.id).any(|(entry, _)| entry.incarnation == server);
+            // The placement once: it is most of what a session without need costs.
+            let mut wanted = [Incarnation::NONE; COPIES_MAX];
+            for (wanted, (server, _)) in wanted.iter_mut().zip(plan.places_of(info.id)) {
+                *wanted = server.incarnation;
+            }
+            let placed = |server| wanted.contains(&server);
             let current = |place: &&PlaceInfo| place.acked == Some(info.version) && place.block.is_some();
             let good = info.places.iter().filter(current).filter(|place| placed(place.server)).count();
             let stray = info.places.iter().any(|place| !placed(place.server) && is_stray(plan, info, place));
