@@ -19,7 +19,8 @@ pub fn main() -> Result<()> {
     stage("doc", || cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]))?;
     stage("test", || test::main(&test::Arguments::default()))?;
     stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;
-    // In release, unlike the stage "test": their bounds are the product's. One at a time: none disturbs another.
+    // In release, unlike the stage "test": their bounds are the product's. One at a time, so that none
+    // disturbs another.
     let measured =
         ["test", "--release", "--package", "selvage-bench", "--tests", "--", "--test-threads", "1"];
     stage("measured", || cargo(&measured, &[]))?;
