@@ -2,6 +2,7 @@
 
 use crate::setup;
 use anyhow::Result;
+use selvage_fabric::limits::CACHE_BYTES_DEFAULT;
 use selvage_tests::cluster::{Cluster, Options};
 use selvage_tests::product::Product;
 use std::io::Write;
@@ -61,8 +62,7 @@ async fn run(product: Product, arguments: &Arguments) -> Result<()> {
         copies: arguments.copies,
         port: Some(arguments.port),
         admin_port: Some(arguments.admin_port),
-        // Three caches fit into a container's usual 64 MiB of /dev/shm.
-        tables: "[memory]\nsessions_max = 8192\ncache_bytes = 8388608\nlease_bytes = 16777216\n".into(),
+        tables: memory_table(arguments, Room::of_host()).into(),
         ..Options::default()
     };
     let mut cluster = Cluster::prepare(product, options)?;
@@ -73,6 +73,39 @@ async fn run(product: Product, arguments: &Arguments) -> Result<()> {
     describe(&cluster);
     watch(&mut cluster, &mut stop).await;
     end(cluster)
+}
+
+/// Bytes that this host has for a cluster.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    /// In `/dev/shm`.
+    shared: u64,
+    /// In memory.
+    memory: u64,
+}
+
+impl Room {
+    /// What cannot be found out counts as none.
+    fn of_host() -> Self {
+        let shared = rustix::fs::statvfs("/dev/shm").map_or(0, |stat| stat.f_bavail * stat.f_frsize);
+        let lines = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let available = lines.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+        let kib = available.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        Self { shared, memory: kib.unwrap_or(0) * 1024 }
+    }
+}
+
+/// The configuration's own defaults where half of the host's room is enough for them; else caches of which
+/// three fit into a container's usual 64 MiB of `/dev/shm`.
+fn memory_table(arguments: &Arguments, room: Room) -> &'static str {
+    let (nodes, servers) = (u64::from(arguments.nodes), u64::from(arguments.servers));
+    // The heap, and about a quarter more for entries and books.
+    let each = CACHE_BYTES_DEFAULT + CACHE_BYTES_DEFAULT / 4;
+    let shared = nodes * each;
+    if 2 * shared <= room.shared && 2 * (shared + nodes * servers * each) <= room.memory {
+        return "";
+    }
+    "[memory]\nsessions_max = 8192\ncache_bytes = 8388608\nlease_bytes = 16777216\n"
 }
 
 /// Says when a process dies, until asked to stop. Nothing is restarted: to see what happens then is what this
@@ -151,6 +184,22 @@ impl Stop {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
             _ = self.hangup.recv() => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_host_gets_small_caches() {
+        let arguments = Arguments { nodes: 3, servers: 2, copies: 2, port: 8080, admin_port: 8081 };
+        let gib = 1 << 30;
+        assert_eq!(memory_table(&arguments, Room { shared: 8 * gib, memory: 16 * gib }), "");
+        for (shared, memory) in [(64 << 20, 16 * gib), (8 * gib, gib), (0, 0)] {
+            let small = memory_table(&arguments, Room { shared, memory });
+            assert!(small.contains("cache_bytes = 8388608"), "{shared} {memory}");
         }
     }
 }
