@@ -16,6 +16,7 @@ fn placement(c: &mut Criterion) {
                 incarnation: Incarnation(number + 1),
                 weight: 1 + number as u32 % 3,
                 socket: format!("/run/selvage/server-s{number:02}.sock"),
+                control: None,
             })
             .collect();
         let mut id = SessionId([3; 16]);

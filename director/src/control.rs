@@ -102,7 +102,7 @@ impl Control {
         let reply = answer_hello(&hello, cluster, Incarnation::NONE, |hello| self.authorise(hello, uid));
         wire::send(to, &reply).await?;
         match (reply, hello.role) {
-            (HelloReply::Welcome { .. }, Role::Node { name, incarnation }) => Ok((name, incarnation)),
+            (HelloReply::Welcome { .. }, Role::Node { name, incarnation, .. }) => Ok((name, incarnation)),
             (reply, role) => {
                 let why = format!("user {uid} as {role:?} was refused: {reply:?}");
                 Err(Error::new(ErrorKind::Denied, Origin::Control, why))

@@ -97,7 +97,7 @@ impl Site {
     /// A steward's connection after its hello.
     fn steward(&self, name: &str, incarnation: Incarnation) -> Stream {
         let mut stream = Stream::connect(&self.socket(), WAIT).unwrap();
-        stream.client_hello("t", Role::Node { name: name.to_owned(), incarnation }, WAIT).unwrap();
+        stream.client_hello("t", Role::Node { name: name.to_owned(), incarnation, pid: 0 }, WAIT).unwrap();
         stream
     }
 
@@ -352,7 +352,7 @@ fn who_may_not_or_makes_no_sense_is_cut_off_and_counted() {
         let mut stream = Stream::connect(&site.socket(), WAIT).unwrap();
         stream.client_hello("t", role, WAIT).unwrap_err()
     };
-    let node = |name: &str| Role::Node { name: name.to_owned(), incarnation: Incarnation::NONE };
+    let node = |name: &str| Role::Node { name: name.to_owned(), incarnation: Incarnation::NONE, pid: 0 };
     let mut bad = 3;
     assert_eq!(hello(node("n9")).kind, ErrorKind::Denied);
     assert_eq!(hello(Role::Director).kind, ErrorKind::Denied);
@@ -451,6 +451,7 @@ fn play_server(site: &Site, incarnation: u64, turns: usize, unsettled: u64) -> s
                 sealed: true,
                 sessions: 3,
                 unsettled: if dead.sealed { 0 } else { unsettled },
+                beat_age_ms: None,
             });
             let report = ServerReport {
                 name: "s1".into(),
@@ -461,6 +462,7 @@ fn play_server(site: &Site, incarnation: u64, turns: usize, unsettled: u64) -> s
                 view: view.clone(),
                 bytes: 4096,
                 counters: vec![("seals".into(), 2)],
+                rdma: String::new(),
             };
             if stream.send(&FromServer::Report(report), None, WAIT).is_err() {
                 return;

@@ -71,6 +71,13 @@ pub const CLOCK_SKEW: Duration = Duration::from_secs(5);
 /// A control peer must finish its hello within this time.
 pub const HELLO_WAIT: Duration = Duration::from_secs(2);
 
+/// Default local ack timeout of RDMA connections, as an exponent: 4.096 us x 2^14 = 67 ms.
+pub const RDMA_ACK_TIMEOUT: u8 = 14;
+/// Default retries of RDMA connections. Who is dead is decided by heartbeats, not by these.
+pub const RDMA_RETRY_COUNT: u8 = 6;
+/// Default pushes of one process that can be under way at one server.
+pub const RDMA_QUEUE_DEPTH: u32 = 128;
+
 /// Default most sessions of a node.
 pub const SESSIONS_DEFAULT: u32 = 65_536;
 /// Default heap of a node's cache, bytes.
@@ -88,6 +95,7 @@ const _: () = assert!(
     STEWARD_POLL.as_millis() * 3 < MANDATE.as_millis(),
     "a new steward beats before the mandate ends"
 );
+const _: () = assert!(RDMA_RETRY_COUNT < 7, "7 retries mean for ever");
 const _: () = assert!(COPIES_MAX * 2 <= PLACES_MAX, "all copies can move at once");
 const _: () = assert!(CHUNK_BYTES_MIN.is_multiple_of(BLOCK_UNIT_BYTES));
 const _: () = assert!(

@@ -35,8 +35,10 @@ pub struct ServerEntry {
     pub incarnation: Incarnation,
     /// Weight of the placement, 1 to 1000.
     pub weight: u32,
-    /// Its control socket.
+    /// Its control socket, on its own host.
     pub socket: String,
+    /// Where it listens for other hosts, as `host:port`, if it does.
+    pub control: Option<String>,
 }
 
 /// A node incarnation that is over and whose sealed leases still exist.

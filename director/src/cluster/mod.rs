@@ -429,6 +429,7 @@ impl Cluster {
                 incarnation: server.up?,
                 weight: server.weight,
                 socket: server.socket.clone(),
+                control: None,
             })
         });
         let dead = self.dead.iter().map(|dead| DeadEntry {

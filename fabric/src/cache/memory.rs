@@ -3,6 +3,7 @@
 
 use super::layout::Piece;
 use crate::error::{Error, ErrorKind, Origin, Result};
+use crate::transport::Region;
 use rustix::mm::{MapFlags, ProtFlags};
 use shared_memory::Shmem;
 use std::ops::Index;
@@ -27,6 +28,18 @@ enum Backing {
     /// Unmaps itself.
     Shared(#[allow(dead_code, reason = "kept for its drop, which unmaps")] Shmem),
     Private,
+}
+
+// SAFETY: both backings stay mapped, readable and writable, until they are dropped with the `Memory`; neither
+// field is ever changed.
+unsafe impl Region for Memory {
+    fn address(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
+    }
 }
 
 // SAFETY: a `Memory` is an address range and its owner. All access goes through atomics, or through ranges

@@ -46,6 +46,7 @@ use crate::lease::LeaseGeometry;
 use crate::rules::{self, Rule};
 use crate::sync::LockFile;
 use crate::sync::words::{AtomicU64, Ordering};
+use crate::transport::Region;
 use layout::{Word, segment_state};
 use pool::HoldPool;
 use segment::Segment;
@@ -162,6 +163,11 @@ impl Cache {
     /// The node's life.
     pub fn incarnation(&self) -> Incarnation {
         self.inner.segment.spec.incarnation
+    }
+
+    /// The segment, for links that send from it.
+    pub fn region(&self) -> Arc<dyn Region> {
+        self.inner.segment.memory.clone()
     }
 
     /// This process's place in the table.

@@ -5,24 +5,28 @@
 //! director or operator -> server (the same messages), and
 //! node steward -> director ([`ToDirector`] / [`FromDirector`], both sides may send at any time).
 
+use crate::config::TransportKind;
 use crate::ident::{Epoch, Incarnation, SessionId, Version};
 use crate::view::View;
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Neighbours one apart work together.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 /// Oldest version that this build understands.
-pub const PROTOCOL_VERSION_MIN: u32 = 1;
+pub const PROTOCOL_VERSION_MIN: u32 = 2;
 
 /// Who opens the connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Role {
-    /// A process of the named node. Its user id must be one of the node's.
+    /// A process of the named node. On one host its user id must be one of the node's; from another its
+    /// certificate must be the node's.
     Node {
         /// The node's configured name.
         name: String,
         /// The node's incarnation, or `NONE` if it has none yet.
         incarnation: Incarnation,
+        /// The process, as its node knows it. On one host the kernel's word counts instead.
+        pid: u32,
     },
     /// The director; its user must be an operator.
     Director,
@@ -101,6 +105,20 @@ pub enum ToServer {
     /// Node: the lease of this connection's node incarnation; made at the first call. Answered by
     /// [`FromServer::Lease`] with the memfd beside it. Every process of the node asks for itself.
     Lease,
+    /// Node: connects this process to its node's lease over RDMA. The connection that asks is the link's
+    /// lifeline: when it ends, the server destroys the queue pair, and only then calls the process gone (R4).
+    /// One link per connection; the lease is made at the first call, as by `Lease`. Answered by
+    /// [`FromServer::Connected`].
+    Connect {
+        /// The node's end.
+        offer: Endpoint,
+    },
+    /// Node, on the lifeline of an RDMA link: as `Fetch`, but the archives are put into memory that the node
+    /// reads over the link. Answered by [`FromServer::Staged`]; they stay until the next request here.
+    FetchStaged {
+        /// The sessions.
+        ids: Vec<SessionId>,
+    },
     /// Node: claims, in one batch (R1). `epoch` is the claimant's view's; a server with an older one answers
     /// `NotYet`. Answered by [`FromServer::Claims`], one answer per id. A node asks the up servers in the
     /// order of the view.
@@ -185,6 +203,33 @@ pub enum FromServer {
         /// Bytes of the heap.
         heap_bytes: u64,
     },
+    /// The server's end of an RDMA link, ready to receive.
+    Connected {
+        /// Number of the lease, unique in the server's life.
+        lease: u64,
+        /// The server's incarnation: acks are void for any other (R6).
+        server: Incarnation,
+        /// Layout version of the lease.
+        layout: u32,
+        /// Slots.
+        slot_count: u32,
+        /// Bytes of the heap.
+        heap_bytes: u64,
+        /// Bytes of a chunk of the heap.
+        chunk_bytes: u64,
+        /// The server's end.
+        endpoint: Endpoint,
+        /// The lease's memory.
+        memory: RemoteMemory,
+    },
+    /// Answers to `FetchStaged`: the archives lie one behind the other in `memory`, in this order; those with
+    /// an error take no bytes.
+    Staged {
+        /// Where they lie; exactly as long as all of them.
+        memory: RemoteMemory,
+        /// Each session.
+        archives: Vec<StagedArchive>,
+    },
     /// Answers to `Claim`, in its order.
     Claims(Vec<ClaimAnswer>),
     /// Answers to `Fetch`.
@@ -236,6 +281,68 @@ pub struct FetchedArchive {
     pub error: Option<String>,
 }
 
+/// One session that lies ready to be read over RDMA.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct StagedArchive {
+    /// The session.
+    pub id: SessionId,
+    /// Its version.
+    pub version: Version,
+    /// Unix ms.
+    pub expiry_ms: u64,
+    /// Bytes of its archive.
+    pub bytes: u32,
+    /// Why the copy cannot be served, if so.
+    pub error: Option<String>,
+}
+
+/// One end of an RDMA connection: all that the other end must know of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Queue pair number, 24 bits.
+    pub qp_number: u32,
+    /// First packet sequence number, 24 bits, random.
+    pub packet_sequence: u32,
+    /// The port's GID.
+    pub gid: [u8; 16],
+    /// The port's LID; 0 on RoCE.
+    pub lid: u16,
+    /// The partition key.
+    pub partition_key: u16,
+    /// The port's service level.
+    pub service_level: u8,
+    /// Whether the port's link layer is Ethernet (RoCE) rather than InfiniBand.
+    pub ethernet: bool,
+    /// Largest packet, as an exponent: 256 B x 2^(this - 1), 1 to 5.
+    pub mtu: u8,
+    /// Reads that this end answers at once.
+    pub reads_max: u8,
+}
+
+/// Memory that the other end of an RDMA connection may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RemoteMemory {
+    /// Its address there.
+    pub address: u64,
+    /// Its length, bytes.
+    pub bytes: u64,
+    /// The key that opens it.
+    pub key: u32,
+}
+
+/// A way from one node to one server, for people and for the director's judgement.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// The server's life.
+    pub server: Incarnation,
+    /// The transport; `None` while the link is not open.
+    pub transport: Option<TransportKind>,
+    /// Device and port, or why the link is not open.
+    pub detail: String,
+    /// Time since the server's one-sided heartbeat was last seen to move, ms; `None` if never.
+    pub beat_age_ms: Option<u32>,
+}
+
 /// State of a session server.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ServerReport {
@@ -255,6 +362,8 @@ pub struct ServerReport {
     pub bytes: u64,
     /// Counters since start, by name (for metrics): claims, fetches, seals, bad peers, bad cells, ...
     pub counters: Vec<(String, u64)>,
+    /// For people: its RDMA device and port, or why it has none.
+    pub rdma: String,
 }
 
 /// State of one lease.
@@ -270,6 +379,8 @@ pub struct LeaseReport {
     pub sessions: u64,
     /// Sealed sessions that no one has settled, destroyed or outlived (R10).
     pub unsettled: u64,
+    /// Time since the node's one-sided heartbeat in this lease was last seen to move, ms; `None` if never.
+    pub beat_age_ms: Option<u32>,
 }
 
 /// From a node to the director.
@@ -309,6 +420,8 @@ pub struct NodeBeat {
     pub pids: Vec<u32>,
     /// Bytes of the cache that are used, and all.
     pub cache_bytes: (u64, u64),
+    /// The steward's link to each server of its view.
+    pub links: Vec<LinkReport>,
     /// Counters since start, by name (for metrics).
     pub counters: Vec<(String, u64)>,
 }

@@ -18,7 +18,7 @@ fn raw_pair() -> (Stream, UnixStream) {
 }
 
 fn node() -> Role {
-    Role::Node { name: "n1".to_owned(), incarnation: Incarnation(5) }
+    Role::Node { name: "n1".to_owned(), incarnation: Incarnation(5), pid: 0 }
 }
 
 #[test]

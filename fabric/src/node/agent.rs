@@ -328,6 +328,7 @@ impl<'a> Agent<'a> {
             pids: living.map(|process| process.pid).collect(),
             cache_bytes: (stats.bytes_used, stats.bytes_total),
             counters: counters.collect(),
+            links: Vec::new(),
         };
         self.beats += 1;
         let plan = self.host.plan().clone();

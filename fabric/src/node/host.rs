@@ -13,10 +13,9 @@ use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId};
 use crate::placement;
 use crate::rules::{Rule, holds};
-use crate::transport::{Link, Outcome, PushId};
+use crate::transport::Link;
 use crate::view::{ServerEntry, View};
 use arc_swap::ArcSwap;
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -96,22 +95,6 @@ pub struct Lane {
     pub book: BookIndex,
     /// The link.
     pub link: Arc<dyn Link>,
-    /// Ends of pushes that another thread's poll has fetched.
-    ended: Mutex<HashMap<PushId, Outcome>>,
-}
-
-impl Lane {
-    /// How a pending push ended, if it has.
-    pub fn poll(&self, push: PushId) -> Option<Outcome> {
-        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(outcome) = ended.remove(&push) {
-            return Some(outcome);
-        }
-        let mut completions = Vec::new();
-        self.link.poll(&mut completions);
-        ended.extend(completions.into_iter().map(|completion| (completion.push, completion.outcome)));
-        ended.remove(&push)
-    }
 }
 
 impl Plan {
@@ -279,7 +262,7 @@ impl Host {
         if !steward && self.active_book(server.incarnation).is_none() {
             return Ok(None);
         }
-        let opened = self.servers.open_link(server)?;
+        let opened = self.servers.open_link(server, &self.cache.region())?;
         let book = match self.active_book(server.incarnation) {
             Some(book) => book,
             None if steward => {
@@ -288,8 +271,7 @@ impl Host {
             }
             None => return Ok(None),
         };
-        let ended = Mutex::new(HashMap::new());
-        Ok(Some(Arc::new(Lane { server: server.incarnation, book, link: opened.link, ended })))
+        Ok(Some(Arc::new(Lane { server: server.incarnation, book, link: opened.link })))
     }
 
     fn active_book(&self, server: Incarnation) -> Option<BookIndex> {

@@ -98,7 +98,7 @@ pub(super) fn connect_director(attachment: &Attachment, incarnation: Incarnation
     let config = &attachment.config;
     let timeout = config.timing.silence();
     let mut stream = Stream::connect(&config.director_socket(), timeout)?;
-    let role = Role::Node { name: attachment.name.clone(), incarnation };
+    let role = Role::Node { name: attachment.name.clone(), incarnation, pid: std::process::id() };
     stream.client_hello(&config.cluster.name, role, timeout)?;
     Ok(stream)
 }

@@ -210,7 +210,7 @@ fn finish(host: &Host, hold: &mut Hold, open: Open<'_>, stamp: &Stamp, deadline:
     let outcome = match open.posted {
         Posted::Done(outcome) => Some(outcome),
         Posted::Pending(id) => loop {
-            if let Some(outcome) = open.lane.poll(id) {
+            if let Some(outcome) = open.lane.link.poll(id) {
                 break Some(outcome);
             }
             if Instant::now() >= deadline {
@@ -237,7 +237,7 @@ fn finish(host: &Host, hold: &mut Hold, open: Open<'_>, stamp: &Stamp, deadline:
             hold.cancel_push(&open.push)?;
             Ok(End::Full)
         }
-        Some(Outcome::Failed(FailKind::Disconnected)) | None => {
+        Some(Outcome::Failed(FailKind::Disconnected | FailKind::Revoked)) | None => {
             if holds(Rule::R4FreshSlot) {
                 hold.abandon_push(&open.push)?;
             } else {

@@ -6,8 +6,8 @@ use crate::control::stream::{Stream, refusal_error};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::Incarnation;
 use crate::limits::HELLO_WAIT;
-use crate::transport::Link;
 use crate::transport::shm;
+use crate::transport::{Link, Region};
 use crate::view::{ServerEntry, View};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -31,11 +31,12 @@ pub trait Servers: Send + Sync {
     /// `Unreachable`, `Timeout`; `NotYet`, `OwnershipLost` and the like as refused.
     fn call(&self, server: &ServerEntry, request: &ToServer) -> Result<FromServer>;
 
-    /// Opens this process's link to its node's lease at the server.
+    /// Opens this process's link to its node's lease at the server. Links that send in place send from
+    /// `cache`.
     ///
     /// # Errors
     /// As [`Self::call`], and those of mapping the lease.
-    fn open_link(&self, server: &ServerEntry) -> Result<OpenedLink>;
+    fn open_link(&self, server: &ServerEntry, cache: &Arc<dyn Region>) -> Result<OpenedLink>;
 
     /// Forgets connections to servers that are not in the view.
     fn retain(&self, view: &View) {
@@ -70,7 +71,8 @@ impl UnixServers {
 
     fn connect(&self, server: &ServerEntry) -> Result<Stream> {
         let mut stream = Stream::connect(Path::new(&server.socket), self.timeout)?;
-        let role = Role::Node { name: self.node.clone(), incarnation: self.incarnation };
+        let pid = std::process::id();
+        let role = Role::Node { name: self.node.clone(), incarnation: self.incarnation, pid };
         let (_, incarnation) = stream.client_hello(&self.cluster, role, self.timeout)?;
         if incarnation != server.incarnation {
             let context = format!(
@@ -120,7 +122,7 @@ impl Servers for UnixServers {
         Ok(self.request(server, request)?.0)
     }
 
-    fn open_link(&self, server: &ServerEntry) -> Result<OpenedLink> {
+    fn open_link(&self, server: &ServerEntry, _cache: &Arc<dyn Region>) -> Result<OpenedLink> {
         let (FromServer::Lease { lease, server: incarnation, .. }, Some(fd)) =
             self.request(server, &ToServer::Lease)?
         else {

@@ -253,7 +253,7 @@ fn supersede(host: &Host, plan: &Plan, slot: &Quarantined) -> Result<bool> {
         Posted::Pending(push) => {
             let deadline = host.deadline();
             loop {
-                match lane.poll(push) {
+                match lane.link.poll(push) {
                     Some(outcome) => break Some(outcome),
                     None if Instant::now() >= deadline => break None,
                     None => std::thread::yield_now(),

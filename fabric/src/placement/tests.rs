@@ -2,7 +2,13 @@ use super::*;
 use crate::ident::Incarnation;
 
 fn server(name: &str, weight: u32) -> ServerEntry {
-    ServerEntry { name: name.into(), incarnation: Incarnation(1), weight, socket: String::new() }
+    ServerEntry {
+        name: name.into(),
+        incarnation: Incarnation(1),
+        weight,
+        socket: String::new(),
+        control: None,
+    }
 }
 
 fn node(name: &str, state: NodeState) -> NodeEntry {

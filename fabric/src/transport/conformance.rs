@@ -1,6 +1,6 @@
 //! What every transport must do, as a suite that runs against any of them: [`run`] a [`Factory`].
 
-use super::{ChecksumKind, Completion, FailKind, Link, Outcome, Posted, Push, ServerEnd};
+use super::{ChecksumKind, FailKind, Link, Outcome, Posted, Push, ServerEnd};
 use crate::archive::{ArchiveLimits, Builder, Head, ValueRef, validate};
 use crate::error::ErrorKind;
 use crate::ident::{Incarnation, SessionId, Version};
@@ -8,8 +8,8 @@ use crate::lease::{
     ArchiveChecksum, BlockOffset, Cell, CellState, LeaseGeometry, LeaseHeader, LeaseIndex, Sequence,
     SlotIndex,
 };
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Longest wait for a push, bound of the suite.
@@ -61,8 +61,6 @@ pub fn run(factory: &dyn Factory) -> std::result::Result<usize, String> {
 struct Rig {
     server: Arc<dyn ServerEnd>,
     link: Box<dyn Link>,
-    /// Pushes that have ended: whoever polls puts them here for all.
-    ended: Mutex<Vec<Completion>>,
 }
 
 /// What a case pushes.
@@ -85,7 +83,7 @@ impl Rig {
         let (server, link) = factory.open(&header).map_err(text)?;
         expect(link.geometry() == header.geometry, "the link has the lease's geometry")?;
         expect(link.server_incarnation() == header.server_incarnation, "the link knows its server")?;
-        Ok(Self { server, link, ended: Mutex::default() })
+        Ok(Self { server, link })
     }
 
     fn push_live(
@@ -130,12 +128,9 @@ impl Rig {
         };
         let begin = Instant::now();
         loop {
-            let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-            self.link.poll(&mut ended);
-            if let Some(at) = ended.iter().position(|completion| completion.push == id) {
-                return Ok(ended.swap_remove(at).outcome);
+            if let Some(outcome) = self.link.poll(id) {
+                return Ok(outcome);
             }
-            drop(ended);
             expect(begin.elapsed() < PUSH_WAIT, "a push ends in time")?;
         }
     }

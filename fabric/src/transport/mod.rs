@@ -3,9 +3,10 @@
 //!
 //! - Setup ([`shm::setup`]) and data path ([`shm::data`]) are apart; the data path neither allocates nor
 //!   locks.
-//! - Acks come by [`Posted::Done`] at once (shared memory) or by [`Link::poll`] later.
+//! - Acks come by [`Posted::Done`] at once (shared memory) or by [`Link::poll`] later (RDMA).
 
 pub mod conformance;
+mod region;
 pub mod select;
 pub mod shm;
 pub mod sim;
@@ -14,15 +15,10 @@ use crate::archive::ArchiveLimits;
 use crate::error::Result;
 use crate::ident::Incarnation;
 use crate::lease::{BlockOffset, CELL_BYTES, LeaseGeometry, ScanReport, Sequence, SessionCopy, SlotIndex};
+use std::time::Duration;
 
-/// Ways to reach a lease.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum TransportKind {
-    /// Shared memory on one host.
-    Shm,
-    /// The deterministic simulation.
-    Sim,
-}
+pub use crate::config::TransportKind;
+pub use region::Region;
 
 /// Which archive checksum the cells pushed over a link must carry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,6 +65,9 @@ pub enum FailKind {
     Bounds,
     /// The link is cut.
     Disconnected,
+    /// The server has taken the memory away: it has sealed the lease, or it is going. The hardware cannot
+    /// tell which, so this is no proof of a seal: the node asks the server before it draws conclusions.
+    Revoked,
 }
 
 /// What became of a posted push.
@@ -78,15 +77,6 @@ pub enum Posted {
     Done(Outcome),
     /// It is under way; [`Link::poll`] will tell.
     Pending(PushId),
-}
-
-/// The end of a push that was pending.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Completion {
-    /// Which push.
-    pub push: PushId,
-    /// How it ended.
-    pub outcome: Outcome,
 }
 
 /// A node's end of a lease. Posting to different slots at the same time is allowed; to one slot it is not:
@@ -101,15 +91,31 @@ pub trait Link: Send + Sync {
     fn geometry(&self) -> LeaseGeometry;
     /// The server's incarnation (R6).
     fn server_incarnation(&self) -> Incarnation;
-    /// Begins a push. The bytes may be reused when it has ended.
+    /// Begins a push. The bytes may be reused when it has ended. A link that [`Self::sends_in_place`] takes
+    /// the archive from the node's cache segment and refuses any other memory with `Bounds`.
     fn post(&self, push: &Push<'_>) -> Posted;
-    /// Appends the pushes that have ended since the last call. Each is told once, to whichever thread asks.
-    fn poll(&self, completions: &mut Vec<Completion>);
-    /// Writes the node's heartbeat and its number of sessions in this lease for the server to see.
+    /// How a pending push ended, if it has; told once. Each call also makes the link look for the ends of all
+    /// its pushes; threads may ask for different pushes at the same time.
+    fn poll(&self, push: PushId) -> Option<Outcome>;
+    /// Sleeps until a push of this link may have ended, `timeout` at most: for those who have polled long
+    /// enough. May return early.
+    fn wait(&self, timeout: Duration);
+    /// Gives a pending push up: nobody will ask for it again. The link forgets it when it ends.
+    fn forget(&self, push: PushId);
+    /// Whether archives are sent from where they lie, in the cache segment, instead of being copied by
+    /// `post`.
+    fn sends_in_place(&self) -> bool;
+    /// For people: device, port and the like; empty if there is nothing to say.
+    fn detail(&self) -> String;
+    /// Whether the link is of no more use: it must be opened again, or its server asked why.
+    fn is_broken(&self) -> bool;
+    /// Writes the node's heartbeat and its number of sessions in this lease for the server to see, and asks
+    /// for the server's; neither is waited for.
     fn beat(&self, beat: u64, sessions: u64);
-    /// The server's heartbeat.
+    /// The server's heartbeat, as last seen.
     fn peer_beat(&self) -> u64;
-    /// Whether the lease is sealed (R2).
+    /// Whether the lease is known to be sealed (R2). Only what the server has written counts; see
+    /// [`FailKind::Revoked`].
     fn is_sealed(&self) -> bool;
 }
 

@@ -4,9 +4,7 @@
 //! order (as RDMA may do). What happens is a function of the seed and of the calls. The simulation may lock
 //! and allocate: it is no data path.
 
-use super::{
-    ChecksumKind, Completion, FailKind, Link, Outcome, Posted, Push, PushId, ServerEnd, TransportKind,
-};
+use super::{ChecksumKind, FailKind, Link, Outcome, Posted, Push, PushId, ServerEnd, TransportKind};
 use crate::archive::ArchiveLimits;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::Incarnation;
@@ -15,7 +13,9 @@ use crate::lease::{
     SEAL_OFFSET, SEALED, SERVER_BEAT_OFFSET, ScanReport, SessionCopy,
 };
 use crate::sync::words::fence_full;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// In which order the pieces of a push land.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,7 +153,7 @@ impl SimLink {
         // Zero would be the generator's one fixed point.
         let random = config.seed.wrapping_mul(2).wrapping_add(1);
         let pieces_left = config.cut_after_pieces.unwrap_or(u64::MAX);
-        let state = State { random, pieces_left, next_push: 1, flights: Vec::new(), ended: Vec::new() };
+        let state = State { random, pieces_left, next_push: 1, flights: Vec::new(), ended: HashMap::new() };
         Self { lease, config, state: Mutex::new(state) }
     }
 
@@ -241,7 +241,7 @@ impl Link for SimLink {
             flight.pieces.drain(..lost);
             flight.answer = Answer::Failure;
         } else if chance < self.config.torn_per_mille + self.config.late_per_mille {
-            state.ended.push(Completion { push: id, outcome: Outcome::Failed(FailKind::Disconnected) });
+            state.ended.insert(id, Outcome::Failed(FailKind::Disconnected));
             flight.answer = Answer::Given;
         }
         state.flights.push(flight);
@@ -249,13 +249,13 @@ impl Link for SimLink {
             return Posted::Pending(id);
         }
         while state.land_one(&self.lease, &self.config) {}
-        match state.ended.iter().position(|ended| ended.push == id) {
-            Some(at) => Posted::Done(state.ended.swap_remove(at).outcome),
+        match state.ended.remove(&id) {
+            Some(outcome) => Posted::Done(outcome),
             None => Posted::Pending(id),
         }
     }
 
-    fn poll(&self, completions: &mut Vec<Completion>) {
+    fn poll(&self, push: PushId) -> Option<Outcome> {
         let mut state = self.state();
         let count = match self.config.pieces_per_poll {
             0 => u64::MAX,
@@ -266,7 +266,30 @@ impl Link for SimLink {
                 break;
             }
         }
-        completions.append(&mut state.ended);
+        state.ended.remove(&push)
+    }
+
+    /// Nothing lands but by polling, so there is nothing to wait for.
+    fn wait(&self, _timeout: Duration) {}
+
+    fn forget(&self, push: PushId) {
+        let mut state = self.state();
+        state.ended.remove(&push);
+        if let Some(flight) = state.flights.iter_mut().find(|flight| flight.id == push) {
+            flight.answer = Answer::Given;
+        }
+    }
+
+    fn sends_in_place(&self) -> bool {
+        false
+    }
+
+    fn detail(&self) -> String {
+        String::new()
+    }
+
+    fn is_broken(&self) -> bool {
+        self.state().pieces_left == 0
     }
 
     fn beat(&self, beat: u64, sessions: u64) {
@@ -310,7 +333,7 @@ struct State {
     pieces_left: u64,
     next_push: u64,
     flights: Vec<Flight>,
-    ended: Vec<Completion>,
+    ended: HashMap<PushId, Outcome>,
 }
 
 impl State {
@@ -340,7 +363,7 @@ impl State {
                 Answer::AtTheEnd if lease.is_sealed() => Outcome::Sealed,
                 Answer::AtTheEnd => Outcome::Acked,
             };
-            self.ended.push(Completion { push: flight.id, outcome });
+            self.ended.insert(flight.id, outcome);
         }
         true
     }
@@ -348,7 +371,7 @@ impl State {
     fn fail_all(&mut self) {
         for flight in self.flights.drain(..).filter(|flight| flight.answer != Answer::Given) {
             let outcome = Outcome::Failed(FailKind::Disconnected);
-            self.ended.push(Completion { push: flight.id, outcome });
+            self.ended.insert(flight.id, outcome);
         }
     }
 

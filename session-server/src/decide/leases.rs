@@ -204,6 +204,7 @@ impl Server {
                 sealed: index.is_some(),
                 sessions: index.map_or(0, LeaseIndex::live),
                 unsettled: index.map_or(0, LeaseIndex::unsettled),
+                beat_age_ms: None,
             }
         });
         reports.collect()

@@ -332,6 +332,7 @@ impl Server {
             leases: self.lease_reports(),
             bytes: self.bytes(),
             counters: self.counters.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
+            rdma: String::new(),
         }
     }
 
@@ -380,7 +381,7 @@ impl Server {
                 vec![Effect::Reply { connection, message: FromServer::Report(self.report()) }]
             }
             (Role::Director, ToServer::SetView(view)) => self.set_view(connection, view),
-            (Role::Node { name, incarnation }, message) => {
+            (Role::Node { name, incarnation, .. }, message) => {
                 let asker = Asker { connection, name, incarnation, pid: peer.pid };
                 self.node_request(&asker, message)
             }
@@ -395,6 +396,9 @@ impl Server {
         let answer = match message {
             ToServer::Beat | ToServer::SetView(_) => Err(Refusal::Denied("a node may not ask this".into())),
             ToServer::Lease => return self.lease_wanted(asker),
+            ToServer::Connect { .. } | ToServer::FetchStaged { .. } => {
+                Err(Refusal::NotYet("this server has no RDMA".into()))
+            }
             ToServer::Claim { epoch, ids } => self.claim(asker, epoch, &ids).map(FromServer::Claims),
             ToServer::Unclaim { ids } => self.unclaim(asker, &ids).map(|()| FromServer::Done),
             ToServer::RegisterClaims { epoch, ids, last } => {

@@ -48,7 +48,7 @@ fn refusal_of(socket: &Path, role: Role) -> Option<String> {
 }
 
 fn node_role(name: &str) -> Role {
-    Role::Node { name: name.into(), incarnation: life(1) }
+    Role::Node { name: name.into(), incarnation: life(1), pid: 0 }
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Host {
     }
 
     pub fn node(&self, node: u64) -> Peer {
-        self.connect(Role::Node { name: format!("n{node}"), incarnation: life(node) })
+        self.connect(Role::Node { name: format!("n{node}"), incarnation: life(node), pid: 0 })
     }
 }
 
@@ -255,7 +255,8 @@ pub fn view(number: u32, server: Incarnation, live: &[u64], dead: &[(u64, bool)]
         incarnation: life(*node),
         sealed: *sealed,
     };
-    let server = ServerEntry { name: "s1".into(), incarnation: server, weight: 1, socket: "s1".into() };
+    let server =
+        ServerEntry { name: "s1".into(), incarnation: server, weight: 1, socket: "s1".into(), control: None };
     View {
         epoch: Epoch { term: 1, number },
         copies: 1,

@@ -162,7 +162,7 @@ async fn a_foreign_user_is_turned_away() {
             };
             // Without root, the right user asks for a node that does not exist.
             let name = if web_group.is_some() { "n1" } else { "n9" };
-            let role = Role::Node { name: name.into(), incarnation: Incarnation::NONE };
+            let role = Role::Node { name: name.into(), incarnation: Incarnation::NONE, pid: 0 };
             stream.client_hello(&cluster, role, wait).map(drop).map_err(|error| error.kind)
         });
         let outcome = outcome.join().unwrap();

@@ -97,6 +97,7 @@ impl Stage {
             incarnation: Incarnation(1),
             weight: server.weight,
             socket: String::new(),
+            control: None,
         };
         let servers: Vec<ServerEntry> = config.servers.iter().map(entry).collect();
         let chosen = placement::servers_for(cookie.id, &servers, config.cluster.copies);

@@ -160,6 +160,7 @@ impl World {
             sealed: true,
             sessions: 9,
             unsettled: server.unsettled.get(&dead.incarnation).copied().unwrap_or_default(),
+            beat_age_ms: None,
         });
         let report = ServerReport {
             name: name.to_owned(),

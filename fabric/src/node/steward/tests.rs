@@ -10,7 +10,13 @@ fn node(name: &str, incarnation: Incarnation) -> NodeEntry {
 }
 
 fn server(name: &str, incarnation: u64) -> ServerEntry {
-    ServerEntry { name: name.into(), incarnation: Incarnation(incarnation), weight: 1, socket: String::new() }
+    ServerEntry {
+        name: name.into(),
+        incarnation: Incarnation(incarnation),
+        weight: 1,
+        socket: String::new(),
+        control: None,
+    }
 }
 
 fn view(number: u32) -> View {

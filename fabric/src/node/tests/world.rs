@@ -16,6 +16,7 @@ use crate::node::open::{self, Found, OpenSession};
 use crate::node::servers::{OpenedLink, Servers};
 use crate::node::sweep::{Pace, Swept, sweep};
 use crate::node::{Ack, Committed, adopt};
+use crate::transport::Region;
 use crate::transport::shm;
 use crate::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
 use std::collections::HashMap;
@@ -145,7 +146,11 @@ impl TestServer {
                 ("destroyed", FromServer::Done)
             }
             ToServer::ProcessGone { .. } => ("gone", FromServer::Gone(true)),
-            ToServer::Beat | ToServer::SetView(_) | ToServer::Lease => unreachable!(),
+            ToServer::Beat
+            | ToServer::SetView(_)
+            | ToServer::Lease
+            | ToServer::Connect { .. }
+            | ToServer::FetchStaged { .. } => unreachable!(),
         };
         self.log.push((node, sort));
         Ok(answer)
@@ -224,7 +229,7 @@ impl Servers for NodesServers {
         self.all.lock().unwrap().get_mut(&server.incarnation).unwrap().answer(self.incarnation, request)
     }
 
-    fn open_link(&self, server: &ServerEntry) -> Result<OpenedLink> {
+    fn open_link(&self, server: &ServerEntry, _cache: &Arc<dyn Region>) -> Result<OpenedLink> {
         let mut all = self.all.lock().unwrap();
         all.get_mut(&server.incarnation).unwrap().grant(&self.config, &self.node, self.incarnation)
     }
@@ -292,6 +297,7 @@ impl World {
             incarnation,
             weight: 1,
             socket: String::new(),
+            control: None,
         });
         self.view.servers.sort_by(|a, b| a.name.cmp(&b.name));
         let slots = self.config.memory.sessions_max;

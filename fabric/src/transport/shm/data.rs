@@ -13,7 +13,8 @@ use crate::lease::{
 };
 use crate::rules::{Rule, holds};
 use crate::sync::words::{AtomicU64, Ordering, fence, fence_full};
-use crate::transport::{ChecksumKind, Completion, FailKind, Link, Outcome, Posted, Push, TransportKind};
+use crate::transport::{ChecksumKind, FailKind, Link, Outcome, Posted, Push, PushId, TransportKind};
+use std::time::Duration;
 
 /// A node's end of a lease in shared memory. See [`super::setup::map`].
 pub struct ShmLink {
@@ -87,7 +88,26 @@ impl Link for ShmLink {
         Posted::Done(self.push(push))
     }
 
-    fn poll(&self, _completions: &mut Vec<Completion>) {}
+    /// No push is ever pending.
+    fn poll(&self, _push: PushId) -> Option<Outcome> {
+        None
+    }
+
+    fn wait(&self, _timeout: Duration) {}
+
+    fn forget(&self, _push: PushId) {}
+
+    fn sends_in_place(&self) -> bool {
+        false
+    }
+
+    fn detail(&self) -> String {
+        String::new()
+    }
+
+    fn is_broken(&self) -> bool {
+        false
+    }
 
     fn beat(&self, beat: u64, sessions: u64) {
         // The offsets are inside every mapping (checked when it was mapped).

@@ -107,7 +107,7 @@ impl World {
     }
 
     pub(super) fn open_node(&mut self, incarnation: Incarnation, pid: u32) -> ConnectionId {
-        self.open(Role::Node { name: name_of(incarnation), incarnation }, pid)
+        self.open(Role::Node { name: name_of(incarnation), incarnation, pid: 0 }, pid)
     }
 
     /// The first process of a node.

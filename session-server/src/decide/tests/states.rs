@@ -15,10 +15,10 @@ fn leases_are_granted_to_lives_of_the_view_only() {
     let second = world.open_node(A, 2);
     assert_eq!(world.ask(second, ToServer::Lease), first);
     // Another node's name with this life is an imposter.
-    let imposter = world.open(Role::Node { name: "n9".into(), incarnation: A }, 3);
+    let imposter = world.open(Role::Node { name: "n9".into(), incarnation: A, pid: 0 }, 3);
     assert!(matches!(world.ask(imposter, ToServer::Lease), Some(FromServer::Refused(Refusal::Denied(_)))));
     // A node without a life must get one first; one whose life the view does not know yet waits.
-    let unborn = world.open(Role::Node { name: "n1".into(), incarnation: Incarnation::NONE }, 4);
+    let unborn = world.open(Role::Node { name: "n1".into(), incarnation: Incarnation::NONE, pid: 0 }, 4);
     assert!(matches!(world.ask(unborn, ToServer::Lease), Some(FromServer::Refused(Refusal::Denied(_)))));
     assert!(matches!(world.ask_node(B, ToServer::Lease), FromServer::Refused(Refusal::NotYet(_))));
     world.set_view(&[B], &[(A, false)]);

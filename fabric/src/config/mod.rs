@@ -1,7 +1,10 @@
 //! The one TOML file that configures all parts. Unknown keys and bad values are errors with file, line and
 //! key.
 
-use crate::error::{Error, ErrorKind, Origin, Result};
+mod check;
+
+use self::check::{Check, File, invalid};
+use crate::error::{Error, Origin, Result};
 use crate::ident::CookieKey;
 use crate::limits;
 use data_encoding::HEXLOWER_PERMISSIVE;
@@ -10,7 +13,6 @@ use serde::de::Error as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use toml::Spanned;
 
 /// Where the configuration is looked for when neither an argument nor `SELVAGE_CONFIG` names it.
 pub const DEFAULT_PATH: &str = "/etc/selvage/selvage.toml";
@@ -30,10 +32,27 @@ pub struct Config {
     pub timing: Timing,
     /// `[memory]`
     pub memory: Memory,
+    /// `[tls]`; needed as soon as anything has a `control` address
+    pub tls: Option<Tls>,
+    /// `[rdma]`
+    pub rdma: Rdma,
     /// `[[server]]`, sorted by name
     pub servers: Vec<Server>,
     /// `[[node]]`, sorted by name
     pub nodes: Vec<Node>,
+}
+
+/// Ways to reach a lease.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportKind {
+    /// Shared memory on one host.
+    Shm,
+    /// RDMA, reliable connections.
+    Verbs,
+    /// The deterministic simulation; cannot be configured.
+    #[serde(skip_deserializing)]
+    Sim,
 }
 
 /// What all parts share.
@@ -53,6 +72,9 @@ pub struct Cluster {
     /// Users that may act as director or operator, beside root and the server's own user.
     #[serde(default)]
     pub operator_uids: Vec<u32>,
+    /// The one transport to use between nodes and servers; automatic without it.
+    #[serde(default)]
+    pub transport: Option<TransportKind>,
 }
 
 /// The director.
@@ -74,6 +96,9 @@ pub struct Director {
     /// Most bytes of a request body that are kept so that it can be sent again.
     #[serde(default = "default_resend_body_bytes")]
     pub resend_body_bytes: usize,
+    /// Where it listens for nodes of other hosts; on this host's socket only without it.
+    #[serde(default)]
+    pub control: Option<SocketAddr>,
 }
 
 /// Sessions and their cookie.
@@ -132,6 +157,39 @@ pub struct Memory {
     pub huge_pages: bool,
 }
 
+/// Certificates of the control connections between hosts.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// Folder with `ca.pem` and, for each member that runs on this host, `<member>.pem` and `<member>.key`,
+    /// as `selvage ca` makes them; absolute.
+    pub dir: PathBuf,
+}
+
+/// Choice of the RDMA device, and what its connections are given.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rdma {
+    /// Whether RDMA is tried at all.
+    pub enabled: bool,
+    /// The device's name, such as `mlx5_0`; automatic without it.
+    pub device: Option<String>,
+    /// The device's port, from 1; automatic without it.
+    pub port: Option<u8>,
+    /// The port's GID index; automatic without it.
+    pub gid_index: Option<u8>,
+    /// Traffic class of RoCE packets, for lossless queues.
+    pub traffic_class: u8,
+    /// Service level, 0 to 15.
+    pub service_level: u8,
+    /// Local ack timeout: 4.096 us x 2^this, 1 to 20.
+    pub ack_timeout: u8,
+    /// Retries before a connection fails, 1 to 6; 7 would mean for ever.
+    pub retry_count: u8,
+    /// Pushes of one process that can be under way at one server.
+    pub queue_depth: u32,
+}
+
 /// A session server.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -141,6 +199,9 @@ pub struct Server {
     /// Weight in the placement, 1 to 1000.
     #[serde(default = "default_weight")]
     pub weight: u32,
+    /// Where it listens for nodes and the director of other hosts; on this host's socket only without it.
+    #[serde(default)]
+    pub control: Option<SocketAddr>,
 }
 
 /// A web node.
@@ -265,6 +326,22 @@ impl Default for Timing {
     }
 }
 
+impl Default for Rdma {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            device: None,
+            port: None,
+            gid_index: None,
+            traffic_class: 0,
+            service_level: 0,
+            ack_timeout: limits::RDMA_ACK_TIMEOUT,
+            retry_count: limits::RDMA_RETRY_COUNT,
+            queue_depth: limits::RDMA_QUEUE_DEPTH,
+        }
+    }
+}
+
 impl Default for Memory {
     fn default() -> Self {
         Self {
@@ -275,207 +352,6 @@ impl Default for Memory {
             huge_pages: true,
         }
     }
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    cluster: Spanned<Cluster>,
-    director: Spanned<Director>,
-    #[serde(default = "default_spanned")]
-    session: Spanned<Session>,
-    #[serde(default = "default_spanned")]
-    timing: Spanned<Timing>,
-    #[serde(default = "default_spanned")]
-    memory: Spanned<Memory>,
-    #[serde(default)]
-    server: Vec<Spanned<Server>>,
-    #[serde(default)]
-    node: Vec<Spanned<Node>>,
-}
-
-struct Check<'a> {
-    path: &'a Path,
-    text: &'a str,
-}
-
-impl Check<'_> {
-    /// Refuses unless `good`; the line is that of `key` inside the table at `span`, or the table's own.
-    fn that(
-        &self,
-        good: bool,
-        span: std::ops::Range<usize>,
-        key: &str,
-        why: impl FnOnce() -> String,
-    ) -> Result<()> {
-        if good {
-            return Ok(());
-        }
-        // The span of a table may be no more than its header, so look on to the next header.
-        let rest = self.text.get(span.start..).unwrap_or("");
-        let inside = rest.get(..rest.find("\n[").unwrap_or(rest.len())).unwrap_or("");
-        let offset = inside
-            .lines()
-            .scan(0, |at, line| {
-                let start = *at;
-                *at += line.len() + 1;
-                Some((start, line))
-            })
-            .find(|(_, line)| {
-                line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
-            })
-            .map_or(0, |(start, _)| start);
-        Err(invalid(self.path, self.text, span.start + offset, &format!("`{key}`: {}", why())))
-    }
-
-    fn range<T: PartialOrd + std::fmt::Display + Copy>(
-        &self,
-        span: std::ops::Range<usize>,
-        key: &str,
-        value: T,
-        low: T,
-        high: T,
-    ) -> Result<()> {
-        self.that(low <= value && value <= high, span, key, || {
-            format!("{value} is not within {low} to {high}")
-        })
-    }
-
-    fn name(&self, span: std::ops::Range<usize>, name: &str) -> Result<()> {
-        let good = !name.is_empty()
-            && name.len() <= limits::NAME_BYTES_MAX
-            && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
-        self.that(good, span, "name", || {
-            format!("\"{name}\" is not 1 to {} characters of a-z, 0-9 and -", limits::NAME_BYTES_MAX)
-        })
-    }
-}
-
-impl File {
-    fn check(self, check: &Check<'_>) -> Result<Config> {
-        let cluster = checked_cluster(self.cluster, check)?;
-        let session = checked_session(self.session, check)?;
-        let timing = checked_timing(self.timing, check)?;
-        let memory = checked_memory(self.memory, &session, check)?;
-        let servers = checked_servers(self.server, check)?;
-        let nodes = checked_nodes(self.node, check)?;
-        let director_span = self.director.span();
-        check.range(director_span.clone(), "server", servers.len(), 1, limits::SERVERS_MAX)?;
-        check.range(director_span, "node", nodes.len(), 1, limits::NODES_MAX)?;
-        Ok(Config {
-            path: check.path.to_owned(),
-            cluster,
-            director: self.director.into_inner(),
-            session,
-            timing,
-            memory,
-            servers,
-            nodes,
-        })
-    }
-}
-
-fn checked_cluster(table: Spanned<Cluster>, check: &Check<'_>) -> Result<Cluster> {
-    let span = table.span();
-    let cluster = table.into_inner();
-    check.name(span.clone(), &cluster.name)?;
-    check.range(span.clone(), "copies", cluster.copies, 1, limits::COPIES_MAX as u32)?;
-    check
-        .that(cluster.run_dir.is_absolute(), span.clone(), "run_dir", || "must be an absolute path".into())?;
-    // A Unix socket's path holds 107 bytes; the longest name of ours is "server-<name>.sock".
-    let run_dir_max = 107 - "/server-.sock".len() - limits::NAME_BYTES_MAX;
-    check.range(span.clone(), "run_dir", cluster.run_dir.as_os_str().len(), 1, run_dir_max)?;
-    Ok(cluster)
-}
-
-fn checked_session(table: Spanned<Session>, check: &Check<'_>) -> Result<Session> {
-    let span = table.span();
-    let session = table.into_inner();
-    let cookie_name_good = !session.cookie_name.is_empty()
-        && session
-            .cookie_name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
-    check.that(cookie_name_good, span.clone(), "cookie_name", || {
-        "must be made of letters, digits, _ and -".into()
-    })?;
-    check.that(
-        !session.cookie_name.starts_with("__Host-") || session.cookie_secure,
-        span.clone(),
-        "cookie_name",
-        || "a name with __Host- needs cookie_secure = true".into(),
-    )?;
-    check.range(span.clone(), "idle_s", session.idle_s, 1, 10 * 365 * 86_400)?;
-    check.range(span.clone(), "absolute_s", session.absolute_s, session.idle_s, 10 * 365 * 86_400)?;
-    check.range(span.clone(), "touch_share", session.touch_share, 0.0, 0.9)?;
-    let unit = limits::BLOCK_UNIT_BYTES;
-    check.range(
-        span.clone(),
-        "archive_bytes_max",
-        session.archive_bytes_max,
-        unit,
-        limits::ARCHIVE_BYTES_MAX,
-    )?;
-    check.range(span.clone(), "waiters_max", session.waiters_max, 1, 1024)?;
-    check.range(span.clone(), "wait_ms", session.wait_ms, 1, 600_000)?;
-    check.range(span.clone(), "lock_hold_ms", session.lock_hold_ms, 100, 3_600_000)?;
-    check.range(span, "clock_skew_ms", session.clock_skew_ms, 0, 3_600_000)?;
-    Ok(session)
-}
-
-fn checked_timing(table: Spanned<Timing>, check: &Check<'_>) -> Result<Timing> {
-    let span = table.span();
-    let timing = table.into_inner();
-    check.range(span.clone(), "heartbeat_ms", timing.heartbeat_ms, 1, 60_000)?;
-    check.range(span.clone(), "mandate_ms", timing.mandate_ms, 3 * timing.heartbeat_ms, 600_000)?;
-    check.range(span, "silence_ms", timing.silence_ms, timing.mandate_ms + 1, 600_000)?;
-    Ok(timing)
-}
-
-fn checked_memory(table: Spanned<Memory>, session: &Session, check: &Check<'_>) -> Result<Memory> {
-    let span = table.span();
-    let memory = table.into_inner();
-    check.range(span.clone(), "sessions_max", memory.sessions_max, 16, 1 << 28)?;
-    let heap_min = 4 * limits::CHUNK_BYTES_MIN.max(session.archive_bytes_max) as u64;
-    check.range(span.clone(), "cache_bytes", memory.cache_bytes, heap_min, 1 << 40)?;
-    check.range(span, "lease_bytes", memory.lease_bytes, heap_min, 1 << 40)?;
-    Ok(memory)
-}
-
-fn checked_servers(tables: Vec<Spanned<Server>>, check: &Check<'_>) -> Result<Vec<Server>> {
-    let mut servers = Vec::new();
-    for server in tables {
-        let span = server.span();
-        let server = server.into_inner();
-        check.name(span.clone(), &server.name)?;
-        check.range(span.clone(), "weight", server.weight, 1, 1000)?;
-        let twice = servers.iter().any(|other: &Server| other.name == server.name);
-        check.that(!twice, span, "name", || format!("two servers are named \"{}\"", server.name))?;
-        servers.push(server);
-    }
-    servers.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(servers)
-}
-
-fn checked_nodes(tables: Vec<Spanned<Node>>, check: &Check<'_>) -> Result<Vec<Node>> {
-    let mut nodes = Vec::new();
-    for node in tables {
-        let span = node.span();
-        let node = node.into_inner();
-        check.name(span.clone(), &node.name)?;
-        let twice = nodes.iter().any(|other: &Node| other.name == node.name);
-        check.that(!twice, span.clone(), "name", || format!("two nodes are named \"{}\"", node.name))?;
-        let shared = nodes.iter().any(|other: &Node| other.address == node.address);
-        check.that(!shared, span, "address", || format!("two nodes listen on {}", node.address))?;
-        nodes.push(node);
-    }
-    nodes.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(nodes)
-}
-
-fn invalid(path: &Path, text: &str, at: usize, why: &str) -> Error {
-    let line = text.get(..at).unwrap_or(text).matches('\n').count() + 1;
-    Error::new(ErrorKind::Invalid, Origin::Config, format!("{}:{line}: {why}", path.display()))
 }
 
 fn cookie_keys<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<CookieKey>, D::Error> {
@@ -490,10 +366,6 @@ fn cookie_keys<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
             _ => Err(D::Error::custom("each of `cookie_keys` must be 64 hexadecimal digits")),
         })
         .collect()
-}
-
-fn default_spanned<T: Default>() -> Spanned<T> {
-    Spanned::new(0..0, T::default())
 }
 
 fn ms(duration: Duration) -> u64 {
