@@ -234,6 +234,7 @@ impl World {
                 incarnation: self.server.incarnation(),
                 weight: 1,
                 socket: "s1".into(),
+                control: None,
             }],
             dead: dead.iter().map(ended).collect(),
         }
