@@ -42,6 +42,8 @@ pub const FETCH_BATCH_BYTES: usize = 1 << 20;
 pub const BATCH_SESSIONS_MAX: usize = 4096;
 /// Control connections that a server or director accepts at once.
 pub const CONNECTIONS_MAX: usize = 4096;
+/// Bytes that an RDMA work request must be able to carry in itself: a cell.
+pub const RDMA_INLINE_BYTES: u32 = 64;
 
 /// Default interval of heartbeats.
 pub const HEARTBEAT: Duration = Duration::from_millis(50);

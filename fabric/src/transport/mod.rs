@@ -10,6 +10,8 @@ mod region;
 pub mod select;
 pub mod shm;
 pub mod sim;
+#[cfg(feature = "verbs")]
+pub mod verbs;
 
 use crate::archive::ArchiveLimits;
 use crate::error::Result;

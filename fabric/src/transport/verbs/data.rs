@@ -1,0 +1,19 @@
+//! The data path of RDMA: pushes, beats and bulk reads over one [`Channel`].
+
+use super::channel::Channel;
+
+/// A node's end of a lease over RDMA.
+pub struct VerbsLink {
+    channel: Channel,
+}
+
+impl VerbsLink {
+    pub(super) fn new(channel: Channel) -> Self {
+        Self { channel }
+    }
+
+    /// The device that it goes over.
+    pub fn device(&self) -> &str {
+        &self.channel.device.name
+    }
+}
