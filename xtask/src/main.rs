@@ -3,6 +3,7 @@
 
 mod ci;
 mod demo;
+mod guest;
 mod run;
 mod setup;
 mod test;
@@ -29,6 +30,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Run all tests
     Test(test::Arguments),
+    /// Run a program of this host in a guest with two soft-RoCE devices, rxe0 and rxe1
+    Guest(guest::Arguments),
     /// Run everything that a change must pass
     Ci,
     /// Check the rules on structure that no compiler knows
@@ -41,11 +44,16 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Test(arguments) => test::main(&arguments),
+        Command::Guest(arguments) => return end(guest::main(&arguments)),
         Command::Ci => ci::main(),
         Command::Tidy => tidy::main(),
     };
+    end(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn end(result: anyhow::Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -41,8 +41,21 @@ pub const TEST: &[Need] = &[
 ];
 /// For the side-by-side benchmark, beside [`RUN`].
 pub const BENCH: &[Need] = &[need("redis-server", "redis-server", "to measure against")];
+/// For guests, and for soft-RoCE on this host.
+pub const RDMA: &[Need] = &[
+    need("qemu-system-x86_64", "qemu-system-x86", "to run guests"),
+    need("busybox", "busybox-static", "the small programs of a guest"),
+    need("bash", "bash", "the first process of a guest"),
+    need("kmod", "kmod", "to find and load kernel modules"),
+    need("rdma", "iproute2", "to make soft-RoCE devices"),
+    need("tc", "iproute2", "to lose and delay packets"),
+    need("setpriv", "util-linux", "to end guests with their starter"),
+    need("strip", "binutils", "to make programs small enough for guests"),
+    need("/etc/libibverbs.d/rxe.driver", "ibverbs-providers", "the driver of soft-RoCE"),
+    need("ib_write_lat", "perftest", "to measure beside"),
+];
 /// For `cargo x setup`.
-pub const EVERYTHING: &[&[Need]] = &[RUN, TEST, BENCH];
+pub const EVERYTHING: &[&[Need]] = &[RUN, TEST, BENCH, RDMA];
 
 /// What can be done about missing things.
 #[derive(Debug, PartialEq, Eq)]

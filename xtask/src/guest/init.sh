@@ -1,0 +1,99 @@
+#!/bin/bash
+# The first process of a guest: mounts, modules, network, soft-RoCE; then the program, whose output and end
+# it reports through virtio ports. Its settings are in /etc/selvage, written when the image was made.
+# Not busybox's shell, because that one takes its own `ip` before iproute2's.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs -o mode=1777 shm /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs -o mode=755 run /run
+mount -t tmpfs -o mode=1777,size=75% tmp /tmp
+ln -sf /proc/self/fd /dev/fd
+ulimit -l unlimited
+ulimit -n 65536
+
+while read -r module; do
+    insmod "$module" || echo "init: cannot load $module"
+done </etc/selvage/modules
+
+. /etc/selvage/settings
+hostname "$hostname"
+
+port() {
+    local name
+    for name in /sys/class/virtio-ports/*/name; do
+        [ "$(cat "$name")" = "$1" ] && basename "$(dirname "$name")" && return
+    done
+    echo "init: no port $1" >&2
+    echo null
+}
+status_port=/dev/$(port status)
+mkdir -p /dev/virtio-ports
+control=$(port control)
+ln -sf "/dev/$control" /dev/virtio-ports/control
+
+give_up() {
+    echo "init: $1"
+    echo "failed $1" >"$status_port"
+    poweroff -f
+}
+
+# One soft-RoCE device per interface. An address that is local on another interface is taken as a source,
+# without which no queue pair between two devices of one guest becomes ready.
+soft_roce() {
+    local device=$1 interface=$2 address=$3
+    ip address add "$address" dev "$interface"
+    ip link set "$interface" mtu "$mtu" up
+    echo 1 >"/proc/sys/net/ipv4/conf/$interface/accept_local"
+    echo 0 >"/proc/sys/net/ipv4/conf/$interface/rp_filter"
+    rdma link add "$device" type rxe netdev "$interface" || give_up "no soft-RoCE device on $interface"
+}
+
+ip link set lo up
+echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
+if [ -n "$address" ]; then
+    soft_roce rxe0 eth0 "$address"
+else
+    ip link add v0 type veth peer name v1
+    soft_roce rxe0 v0 10.77.0.1/24
+    soft_roce rxe1 v1 10.77.0.2/24
+fi
+mkdir -p /dev/infiniband
+for device in /sys/class/infiniband_verbs/uverbs*; do
+    node=/dev/infiniband/${device##*/}
+    IFS=: read -r major minor <"$device/dev"
+    [ -e "$node" ] || mknod "$node" c "$major" "$minor"
+    # As the host's packages have it: every user may open a device, the kernel keeps them apart.
+    chmod 666 "$node"
+done
+# Until duplicate address detection has ended, the link-local address and its GID may change.
+for _ in {1..50}; do
+    ip -6 address show tentative | grep -q tentative || break
+    sleep 0.1
+done
+
+mapfile -d '' -t command </etc/selvage/command
+while IFS= read -r -d '' variable; do
+    export "${variable?}"
+done </etc/selvage/environment
+cd "$directory" || give_up "no folder $directory"
+
+# Through pipes, because a port can be opened once, and programs open /dev/stderr again.
+mkfifo /run/stdout /run/stderr
+cat /run/stdout >"/dev/$(port stdout)" &
+readers=$!
+cat /run/stderr >"/dev/$(port stderr)" &
+readers="$readers $!"
+echo "ready $(cut -d' ' -f1 /proc/uptime)" >"$status_port"
+setsid "${command[@]}" </dev/null >/run/stdout 2>/run/stderr
+code=$?
+# What the program started and left behind may hold the pipes open.
+for _ in {1..20}; do
+    kill -0 $readers 2>/dev/null || break
+    sleep 0.1
+done
+echo "exit $code" >"$status_port"
+poweroff -f
