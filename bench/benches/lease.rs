@@ -9,7 +9,7 @@ use selvage_fabric::lease::{
     LeaseMemory, Sequence, SlotIndex, scan,
 };
 use selvage_fabric::limits::{BLOCK_UNIT_BYTES, CHUNK_BYTES_MIN};
-use selvage_fabric::transport::{Link, Outcome, Posted, Push, shm};
+use selvage_fabric::transport::{Link, Outcome, Posted, Push, memory, shm};
 use std::time::Duration;
 
 const SCANNED_SLOTS: u32 = 1 << 20;
@@ -39,7 +39,7 @@ fn push(c: &mut Criterion) {
     let (node, server) = (Incarnation(1), Incarnation(2));
     let header =
         LeaseHeader { geometry, node: "n1".into(), node_incarnation: node, server_incarnation: server };
-    let lease = shm::create(&header, false).unwrap();
+    let lease = memory::create(&header, false).unwrap();
     let link = shm::map(lease.fd().try_clone_to_owned().unwrap(), node, server).unwrap();
     let mut group = c.benchmark_group("push");
     for bytes in [64_usize, 1024, 16 << 10] {

@@ -15,7 +15,7 @@ use selvage_fabric::lease::{
     BadCells, LAYOUT_VERSION, LeaseGeometry, LeaseHeader, LeaseIndex, ScanReport, SessionCopy,
 };
 use selvage_fabric::limits::FETCH_BATCH_BYTES;
-use selvage_fabric::transport::shm::{self, ServerLease};
+use selvage_fabric::transport::memory::{self, ServerLease};
 use std::collections::{HashMap, VecDeque};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
@@ -228,7 +228,7 @@ impl Executor {
     ) -> Result<(), Error> {
         let started = Instant::now();
         let header = LeaseHeader { geometry: self.geometry, node, node_incarnation, server_incarnation };
-        let memory = shm::create(&header, self.huge_pages).inspect_err(|error| {
+        let memory = memory::create(&header, self.huge_pages).inspect_err(|error| {
             tracing::error!(node = header.node, "cannot make a lease: {error}");
         })?;
         tracing::info!(

@@ -6,6 +6,7 @@
 //! - Acks come by [`Posted::Done`] at once (shared memory) or by [`Link::poll`] later (RDMA).
 
 pub mod conformance;
+pub mod memory;
 mod region;
 pub mod select;
 pub mod shm;
@@ -121,7 +122,7 @@ pub trait Link: Send + Sync {
     fn is_sealed(&self) -> bool;
 }
 
-/// A server's end of a lease, over any transport. [`shm::ServerLease`] is the one for shared memory.
+/// A server's end of a lease, over any transport. [`memory::ServerLease`] is the one of real leases.
 pub trait ServerEnd: Send + Sync {
     /// Ends the lease: nothing written afterwards is acked (R2). When it returns, a scan sees every acked
     /// push.

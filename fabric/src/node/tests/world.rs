@@ -17,7 +17,7 @@ use crate::node::servers::{OpenedLink, Servers};
 use crate::node::sweep::{Pace, Swept, sweep};
 use crate::node::{Ack, Committed, adopt};
 use crate::transport::Region;
-use crate::transport::shm;
+use crate::transport::{memory, shm};
 use crate::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
 use std::collections::HashMap;
 use std::path::Path;
@@ -48,7 +48,7 @@ impl Clock for TestClock {
 
 struct Lease {
     number: u64,
-    lease: shm::ServerLease,
+    lease: memory::ServerLease,
 }
 
 /// A session server, as far as a node sees it.
@@ -205,7 +205,7 @@ impl TestServer {
                 node_incarnation: incarnation,
                 server_incarnation: self.incarnation,
             };
-            self.leases.insert(incarnation, Lease { number, lease: shm::create(&header, false)? });
+            self.leases.insert(incarnation, Lease { number, lease: memory::create(&header, false)? });
         }
         let lease = &self.leases[&incarnation];
         let fd = lease.lease.fd().try_clone_to_owned().unwrap();

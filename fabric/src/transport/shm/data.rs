@@ -5,7 +5,6 @@
 //! either the server's comes first, then the node sees the seal and does not ack; or the node's comes first,
 //! then the scan sees the cell.
 
-use super::mapping::Mapping;
 use crate::ident::Incarnation;
 use crate::lease::{
     LeaseGeometry, LeaseHeader, LeaseMemory, NODE_BEAT_OFFSET, NODE_SESSIONS_OFFSET, SEAL_OFFSET,
@@ -13,6 +12,7 @@ use crate::lease::{
 };
 use crate::rules::{Rule, holds};
 use crate::sync::words::{AtomicU64, Ordering, fence, fence_full};
+use crate::transport::memory::Mapping;
 use crate::transport::{ChecksumKind, FailKind, Link, Outcome, Posted, Push, PushId, TransportKind};
 use std::time::Duration;
 

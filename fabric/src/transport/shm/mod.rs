@@ -1,11 +1,8 @@
-//! Shared memory on one host: the server makes the lease as a memfd and passes it over its Unix socket to the
-//! node.
+//! Shared memory on one host: the server passes the lease's memfd over its Unix socket to the node.
 //!
-//! [`setup`] makes and maps leases, [`data`] is the push itself, `mapping` holds all the unsafe code of this
-//! transport.
+//! [`setup`] maps leases, [`data`] is the push itself; [`super::memory`] has the memory.
 
 pub mod data;
-mod mapping;
 #[cfg(test)]
 mod process_tests;
 pub mod setup;
@@ -13,4 +10,4 @@ pub mod setup;
 mod tests;
 
 pub use data::ShmLink;
-pub use setup::{ServerLease, create, map};
+pub use setup::map;

@@ -7,6 +7,7 @@ use crate::control::message::FromServer;
 use crate::control::stream::Stream;
 use crate::ident::{SessionId, Version};
 use crate::lease::{BlockOffset, LeaseIndex, Sequence, SlotIndex};
+use crate::transport::memory::{ServerLease, create};
 use crate::transport::{Link, Outcome, Posted, Push};
 use rustix::process::{Pid, Signal, kill_process};
 use std::os::unix::net::UnixListener;

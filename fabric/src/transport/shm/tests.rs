@@ -6,6 +6,7 @@ use crate::lease::{
     ArchiveChecksum, BlockOffset, Cell, CellState, HeapMemory, LEASE_MAGIC, LeaseGeometry, LeaseHeader,
     LeaseMemory, Sequence, SlotIndex,
 };
+use crate::transport::memory::{ServerLease, create};
 use crate::transport::{Link, Outcome, Posted, Push};
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::os::fd::{AsFd, OwnedFd};

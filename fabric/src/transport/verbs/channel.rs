@@ -11,9 +11,10 @@ use std::sync::Arc;
 /// A queue pair in RTS towards one lease. Fields are dropped in order: the queue pair first, so that the card
 /// is done with the memory before it is deregistered.
 pub(super) struct Channel {
-    /// The queue pair. `qp.caps()` says how many work requests it takes: `2 * queue_depth` of the
-    /// configuration and `EXTRA_WRS` more. Its completion queue has room for all of them, as a broken queue pair flushes
-    /// even the unsignalled ones. And it says how many bytes a request takes inline: `RDMA_INLINE_BYTES` or more.
+    /// The queue pair. `qp.caps()` says how many work requests it takes (`2 * queue_depth` of the
+    /// configuration and `EXTRA_WRS` more; its completion queue has room for all of them, as a broken queue
+    /// pair flushes even the unsignalled ones) and how many bytes one takes inline (`RDMA_INLINE_BYTES` or
+    /// more).
     pub(super) qp: Qp,
     /// Its completions, with a channel that does not block.
     pub(super) cq: Arc<Cq>,

@@ -1,18 +1,22 @@
-//! A lease's memfd, mapped. The only unsafe code of the transport.
+//! A lease's memfd, or memory of this process alone, mapped.
 //!
 //! Invariants of [`Mapping`]: `base` is the page-aligned start of a shared, readable and writable mapping of
-//! `bytes` bytes (a multiple of 8) that lives until the drop; the file is sealed against shrinking and was
-//! fully allocated, so no access inside can fault. Other processes may write there at any time, so all access
-//! is by atomic words, but for the copy of an archive into a block that is this push's alone.
+//! `bytes` bytes (a multiple of 8) that lives until the drop; it is anonymous, or its file is sealed against
+//! shrinking and was fully allocated, so no access inside can fault. Other processes and network cards may
+//! write there at any time, so all access is by atomic words, but for the copy of an archive into a block
+//! that is this push's alone.
 
 use crate::error::{Error, Origin, Result};
 use crate::lease::Words;
 use crate::sync::words::AtomicU64;
+use crate::transport::Region;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-pub(super) struct Mapping {
+/// Shared memory, mapped into this process.
+pub struct Mapping {
     base: NonNull<u8>,
     bytes: usize,
 }
@@ -25,7 +29,7 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the whole of a file that is sealed against shrinking and has `bytes` allocated bytes.
-    pub(super) fn new(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self> {
+    pub(in crate::transport) fn new(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self> {
         let bytes = bytes & !(size_of::<AtomicU64>() - 1);
         let flags = MapFlags::SHARED;
         // SAFETY: a null hint lets the kernel choose the address, so no existing mapping is touched; the
@@ -33,16 +37,32 @@ impl Mapping {
         let base = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags, fd, 0)
         };
+        Self::mapped(base, bytes, "a lease")
+    }
+
+    /// Zeroed memory that belongs to no file. Shared, so that a forked child does not copy its pages away
+    /// from under a card.
+    #[cfg_attr(not(feature = "verbs"), allow(dead_code, reason = "only cards need it"))]
+    pub(in crate::transport) fn anonymous(bytes: usize) -> Result<Self> {
+        let bytes = bytes.next_multiple_of(size_of::<AtomicU64>());
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a null hint lets the kernel choose the address, so no existing mapping is touched.
+        let base =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED) };
+        Self::mapped(base, bytes, "a buffer")
+    }
+
+    fn mapped(base: rustix::io::Result<*mut c_void>, bytes: usize, what: &str) -> Result<Self> {
         base.ok().and_then(|base| NonNull::new(base.cast())).map(|base| Self { base, bytes }).ok_or_else(
             || {
                 let error = base.err().unwrap_or(rustix::io::Errno::NOMEM);
-                Error::os(Origin::Transport, format!("cannot map a lease of {bytes} bytes"), error)
+                Error::os(Origin::Transport, format!("cannot map {what} of {bytes} bytes"), error)
             },
         )
     }
 
     /// Asks for transparent huge pages. Only a hint: without them everything works the same.
-    pub(super) fn advise_huge(&self) {
+    pub(in crate::transport) fn advise_huge(&self) {
         // SAFETY: the range is exactly this mapping, and the advice does not change its contents.
         let _ = unsafe { rustix::mm::madvise(self.base.as_ptr().cast(), self.bytes, Advice::LinuxHugepage) };
     }
@@ -51,7 +71,7 @@ impl Mapping {
     ///
     /// The caller owns the block: no other push writes there (invariant 5), and no cell that counts names it
     /// (invariant 4).
-    pub(super) fn copy_in(&self, offset: u64, data: &[u8]) -> bool {
+    pub(in crate::transport) fn copy_in(&self, offset: u64, data: &[u8]) -> bool {
         let Ok(begin) = usize::try_from(offset) else { return false };
         if begin.checked_add(data.len()).is_none_or(|end| end > self.bytes) {
             return false;
@@ -67,6 +87,18 @@ impl Mapping {
         // the largest part of a push.
         unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), target, data.len()) };
         true
+    }
+}
+
+// SAFETY: `base` is mapped readable and writable for `bytes` bytes until the drop, and neither field changes
+// (struct invariant).
+unsafe impl Region for Mapping {
+    fn address(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
     }
 }
 
