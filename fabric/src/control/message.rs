@@ -106,7 +106,8 @@ pub enum ToServer {
     /// [`FromServer::Lease`] with the memfd beside it. Every process of the node asks for itself.
     Lease,
     /// Node: connects this process to its node's lease over RDMA. The connection that asks is the link's
-    /// lifeline: when it ends, the server destroys the queue pair, and only then calls the process gone (R4).
+    /// lifeline: when it ends, the server destroys the queue pair, and only then calls link and process gone
+    /// (R4: see `ProcessGone`).
     /// One link per connection; the lease is made at the first call, as by `Lease`. Answered by
     /// [`FromServer::Connected`].
     Connect {
@@ -174,10 +175,19 @@ pub enum ToServer {
         /// The sessions and the version of their tombstone.
         sessions: Vec<(SessionId, Version)>,
     },
-    /// Node: asks whether the connection of another process of this node incarnation is gone (R4). `Gone`.
+    /// Node: asks whether a writer of this node incarnation can write no more (R4), so that the slots that it
+    /// left in doubt may be used again. `Gone`.
+    ///
+    /// Without `link` the writer is the whole process: true when it has no connection here, every queue pair
+    /// that it had is destroyed, and, if it was ever given the lease's descriptor, it has ended. With `link`
+    /// it is that one RDMA link: true as soon as its queue pair here is destroyed (the call that destroys it
+    /// has returned), though the process lives and may have a newer link. Unknown processes and links are
+    /// gone.
     ProcessGone {
-        /// The other process's pid.
+        /// The process.
         pid: u32,
+        /// One link of it, by the number that `Connected` gave.
+        link: Option<u64>,
     },
 }
 
@@ -205,6 +215,8 @@ pub enum FromServer {
     },
     /// The server's end of an RDMA link, ready to receive.
     Connected {
+        /// Number of the link, unique in the server's life and never 0; for `ProcessGone`.
+        link: u64,
         /// Number of the lease, unique in the server's life.
         lease: u64,
         /// The server's incarnation: acks are void for any other (R6).
@@ -241,7 +253,7 @@ pub enum FromServer {
         /// Where to go on; `None` at the end.
         next: Option<u64>,
     },
-    /// Whether the process has no connection here.
+    /// Whether the writer can write no more.
     Gone(bool),
 }
 

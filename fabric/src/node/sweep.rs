@@ -217,7 +217,7 @@ fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
             host.cache.release_quarantined(&slot);
             continue;
         };
-        let asked = host.servers.call(server, &ToServer::ProcessGone { pid: slot.pid });
+        let asked = host.servers.call(server, &ToServer::ProcessGone { pid: slot.pid, link: None });
         let gone = matches!(asked, Ok(FromServer::Gone(true))) || !holds(Rule::R4FreshSlot);
         let alive = host.cache.processes().iter().any(|process| process.id == slot.process && process.alive);
         if !gone || alive || !supersede(host, plan, &slot)? {

@@ -411,7 +411,7 @@ impl Server {
             ToServer::ListSealed { incarnation, cursor } => self.list_sealed(asker, incarnation, cursor),
             ToServer::Settle { sessions } => self.settle(asker, &sessions).map(|()| FromServer::Done),
             ToServer::Destroyed { sessions } => self.destroyed(asker, &sessions).map(|()| FromServer::Done),
-            ToServer::ProcessGone { pid } => {
+            ToServer::ProcessGone { pid, .. } => {
                 let may_write = self.processes.contains_key(&(asker.incarnation, pid));
                 Ok(FromServer::Gone(!may_write || !holds(Rule::R4FreshSlot)))
             }

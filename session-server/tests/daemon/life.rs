@@ -162,8 +162,8 @@ fn a_process_is_gone_when_it_is_gone() {
     let pid = std::process::id();
     drop(worker);
     // This process lives, so even with no connection left of the worker it could still write.
-    assert_eq!(node.ask(&ToServer::ProcessGone { pid }), FromServer::Gone(false));
-    assert_eq!(node.ask(&ToServer::ProcessGone { pid: 1 }), FromServer::Gone(true));
+    assert_eq!(node.ask(&ToServer::ProcessGone { pid, link: None }), FromServer::Gone(false));
+    assert_eq!(node.ask(&ToServer::ProcessGone { pid: 1, link: None }), FromServer::Gone(true));
 }
 
 #[test]

@@ -123,13 +123,13 @@ fn r4_a_process_that_may_write_is_gone_only_when_it_is_gone() {
         world.set_view(&[A], &[]);
         let worker = world.open_node(A, 42);
         world.ask(worker, ToServer::Lease);
-        ensure!(world.ask_node(A, ToServer::ProcessGone { pid: 42 }), FromServer::Gone(false));
+        ensure!(world.ask_node(A, ToServer::ProcessGone { pid: 42, link: None }), FromServer::Gone(false));
         // Its connection alone is not its life: it could be stopped in the middle of a push.
         world.feed(Event::Closed { connection: worker });
         ensure!(world.watched, vec![(A, 42)]);
-        ensure!(world.ask_node(A, ToServer::ProcessGone { pid: 42 }), FromServer::Gone(false));
+        ensure!(world.ask_node(A, ToServer::ProcessGone { pid: 42, link: None }), FromServer::Gone(false));
         world.feed(Event::ProcessGone { incarnation: A, pid: 42 });
-        ensure!(world.ask_node(A, ToServer::ProcessGone { pid: 42 }), FromServer::Gone(true));
+        ensure!(world.ask_node(A, ToServer::ProcessGone { pid: 42, link: None }), FromServer::Gone(true));
         Ok(())
     });
 }
