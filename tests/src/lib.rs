@@ -6,7 +6,9 @@
 //! and the admin API.
 
 pub mod admin;
+pub mod claims;
 pub mod client;
 pub mod cluster;
 pub mod load;
 pub mod product;
+pub mod stage;

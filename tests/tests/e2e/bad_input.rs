@@ -1,6 +1,5 @@
 //! Bad input gets a clear answer that names what and the limit, and changes nothing.
 
-use crate::harness::{Stage, all_find_all, guests, options};
 use http::{Method, StatusCode};
 use selvage_fabric::control::message::Role;
 use selvage_fabric::control::stream::Stream;
@@ -9,6 +8,7 @@ use selvage_fabric::ident::{Cookie, CookieKey, Incarnation};
 use selvage_tests::client::{Browser, CookieValue};
 use selvage_tests::cluster::{Cluster, Options};
 use selvage_tests::product::Product;
+use selvage_tests::stage::{Stage, all_find_all, customers, options};
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_cookie_gets_a_new_session() {
     let stage = Stage::new(2, 1, 1).await;
-    let victim = guests(&stage, 2, 1).await.remove(0);
+    let victim = customers(&stage, 2, 1).await.remove(0);
     let good = &victim.cookie.text;
     let foreign = Cookie { id: victim.cookie.id, host: victim.cookie.host };
     let foreign = foreign.encode(&[CookieKey(vec![7; 32])]);
@@ -68,8 +68,8 @@ async fn over_the_limit_is_413_and_changes_nothing() {
          [memory]\nsessions_max = 1024\ncache_bytes = 16777216\nlease_bytes = 16777216\n"
     );
     let stage = Stage::with(Options { nodes: 1, servers: 1, copies: 1, tables, ..options() }).await;
-    let guest = guests(&stage, 1, 1).await.remove(0);
-    let mut browser = Browser::with_cookie(stage.address(), guest.cookie.clone());
+    let customer = customers(&stage, 1, 1).await.remove(0);
+    let mut browser = Browser::with_cookie(stage.address(), customer.cookie.clone());
     for bytes in [limit + 1, 2 * limit, 4 << 20] {
         let answer = browser.put("/session/cart", vec![b'x'; bytes]).await.unwrap();
         assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE, "{bytes}: {}", answer.text());
@@ -96,7 +96,7 @@ async fn over_the_limit_is_413_and_changes_nothing() {
     assert!(answer.status.is_client_error(), "a name that is too long: {}", answer.status);
     let answer = browser.post("/session/user/incr").await.unwrap();
     assert!(answer.status.is_client_error(), "counting in a text: {}", answer.status);
-    all_find_all(&stage, &[guest]).await;
+    all_find_all(&stage, &[customer]).await;
     stage.end_untouched();
 }
 
@@ -106,7 +106,7 @@ async fn a_full_cache_says_so() {
     let tables = "[memory]\nsessions_max = 64\ncache_bytes = 4194304\nlease_bytes = 4194304\n";
     let stage =
         Stage::with(Options { nodes: 1, servers: 1, copies: 1, tables: tables.into(), ..options() }).await;
-    let guests = guests(&stage, 60, 1).await;
+    let customers = customers(&stage, 60, 1).await;
     let mut full = None;
     let mut more = Vec::new();
     for _ in 0..80 {
@@ -127,7 +127,7 @@ async fn a_full_cache_says_so() {
     );
     let text = full.text().to_lowercase();
     assert!(text.contains("64 sessions") && text.contains("limit"), "says so: {text}");
-    all_find_all(&stage, &guests).await;
+    all_find_all(&stage, &customers).await;
     // What was given back can be used again.
     for mut browser in more {
         assert!(browser.delete("/session").await.unwrap().status.is_success());
@@ -171,8 +171,8 @@ async fn a_foreign_user_is_turned_away() {
         let no_entry = socket != stage.config().director_socket() && outcome == Err(ErrorKind::Unreachable);
         assert!(denied || no_entry, "{}: {outcome:?}", socket.display());
     }
-    let guests = guests(&stage, 5, 1).await;
-    all_find_all(&stage, &guests).await;
+    let customers = customers(&stage, 5, 1).await;
+    all_find_all(&stage, &customers).await;
     stage.end_untouched();
 }
 
@@ -181,7 +181,7 @@ async fn a_foreign_user_is_turned_away() {
 async fn hostile_bytes_on_the_sockets_do_no_harm() {
     use std::io::{Read, Write};
     let stage = Stage::new(1, 1, 1).await;
-    let guests = guests(&stage, 10, 1).await;
+    let customers = customers(&stage, 10, 1).await;
     let junk: [&[u8]; 5] =
         [b"GET / HTTP/1.0\r\n\r\n", &[0xff; 64], &[0; 64], &[4, 0, 0, 0, 9, 9, 9, 9], &[1]];
     for socket in [stage.config().server_socket("s1"), stage.config().director_socket()] {
@@ -196,7 +196,7 @@ async fn hostile_bytes_on_the_sockets_do_no_harm() {
             assert!(cut.as_ref().map_or_else(reset, |_| true), "not cut off: {cut:?}");
         }
     }
-    all_find_all(&stage, &guests).await;
+    all_find_all(&stage, &customers).await;
     stage.end_untouched();
 }
 
@@ -204,14 +204,14 @@ async fn hostile_bytes_on_the_sockets_do_no_harm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_of_the_same_is_refused() {
     let stage = Stage::new(1, 1, 1).await;
-    let guests = guests(&stage, 5, 1).await;
+    let customers = customers(&stage, 5, 1).await;
     for (name, word) in [("director", "director"), ("s1", "s1")] {
         let output = ended(stage.command(name).unwrap());
         assert!(!output.status.success());
         let line = one_line(&output);
         assert!(line.contains(word) && line.contains("already") || line.contains("another"), "{line}");
     }
-    all_find_all(&stage, &guests).await;
+    all_find_all(&stage, &customers).await;
     stage.end_untouched();
 }
 
@@ -279,8 +279,8 @@ async fn a_mistake_in_the_configuration_is_named() {
 async fn two_clusters_do_not_meet() {
     let one = Stage::new(1, 1, 1).await;
     let two = Stage::new(1, 1, 1).await;
-    let of_one = guests(&one, 10, 1).await;
-    let of_two = guests(&two, 10, 1).await;
+    let of_one = customers(&one, 10, 1).await;
+    let of_two = customers(&two, 10, 1).await;
     let stranger: CookieValue = of_one[0].cookie.clone();
     let answer = Browser::with_cookie(two.address(), stranger.clone()).get("/session").await.unwrap();
     assert_ne!(answer.cookie().expect("a new session").id, stranger.id);

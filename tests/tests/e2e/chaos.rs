@@ -4,9 +4,9 @@
 //! `SELVAGE_SEED=<number> SELVAGE_ROUNDS=<number> cargo nextest run -p selvage-tests chaos` repeats a run and
 //! makes it longer.
 
-use crate::harness::Stage;
 use rustix::process::{Pid, Signal};
 use selvage_tests::load::{Load, Plan};
+use selvage_tests::stage::Stage;
 use std::time::{Duration, Instant};
 
 const ROUNDS: u64 = 8;

@@ -1,8 +1,8 @@
 //! Kills under load: what was acked is kept, and no request fails that was not under way at the kill.
 
-use crate::harness::{SOON, Stage, all_find_all, guests, number};
 use selvage_tests::cluster::Kill;
 use selvage_tests::load::{Load, Plan, Verdict};
+use selvage_tests::stage::{SOON, Stage, all_find_all, customers, number};
 use std::time::{Duration, Instant};
 
 const SESSIONS: usize = 400;
@@ -78,24 +78,24 @@ async fn a_node_and_a_server_are_killed_together_with_two_copies() {
 #[tokio::test(flavor = "multi_thread")]
 async fn measured_time_from_kill_to_served_elsewhere() {
     let mut stage = Stage::new(3, 2, 2).await;
-    let guests = guests(&stage, 60, 2).await;
+    let customers = customers(&stage, 60, 2).await;
     let dead = stage.incarnation("n3").await;
-    let guest = guests.iter().find(|guest| guest.cookie.host == dead).expect("one on each node");
+    let customer = customers.iter().find(|customer| customer.cookie.host == dead).expect("one on each node");
     let mut browser = stage.browser();
-    browser.cookie = Some(guest.cookie.clone());
+    browser.cookie = Some(customer.cookie.clone());
     let kill = stage.kill("n3").unwrap();
     let answer = browser.post("/session/n/incr").await.unwrap();
     let served = kill.sent.elapsed();
     assert!(answer.status.is_success(), "{}: {}", answer.status, answer.text());
-    assert_eq!(number(&answer).to_string(), (number_of(guest) + 1).to_string());
+    assert_eq!(number(&answer).to_string(), (number_of(customer) + 1).to_string());
     assert_ne!(answer.cookie().unwrap().host, dead, "the cookie is issued again");
     println!("kill -9 to served elsewhere: {} ms", served.as_millis());
     assert!(served < Duration::from_millis(500), "served elsewhere only after {served:?}");
     stage.end();
 }
 
-fn number_of(guest: &crate::harness::Guest) -> i64 {
-    std::str::from_utf8(&guest.attributes["n"]).unwrap().parse().unwrap()
+fn number_of(customer: &selvage_tests::stage::Customer) -> i64 {
+    std::str::from_utf8(&customer.attributes["n"]).unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,17 +193,17 @@ async fn every_node_is_drained_and_restarted_and_no_request_fails() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_director_is_killed_and_comes_back() {
     let mut stage = Stage::new(3, 2, 2).await;
-    let guests = guests(&stage, 90, 2).await;
-    let before = stage.until_protected(guests.len(), 2).await;
+    let customers = customers(&stage, 90, 2).await;
+    let before = stage.until_protected(customers.len(), 2).await;
     stage.kill("director").unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     stage.restart(&["director"]).await;
-    let after = stage.until_protected(guests.len(), 2).await;
+    let after = stage.until_protected(customers.len(), 2).await;
     assert!(after.epoch > before.epoch, "{} > {}", after.epoch, before.epoch);
     assert!(after.epoch.term > before.epoch.term && after.epoch.number > before.epoch.number);
-    assert_eq!(after.sessions(), guests.len() as u64, "no session is hosted twice");
-    let later = all_find_all(&stage, &guests).await;
-    let stayed = later.iter().zip(&guests).all(|(now, then)| now.cookie.host == then.cookie.host);
+    assert_eq!(after.sessions(), customers.len() as u64, "no session is hosted twice");
+    let later = all_find_all(&stage, &customers).await;
+    let stayed = later.iter().zip(&customers).all(|(now, then)| now.cookie.host == then.cookie.host);
     assert!(stayed, "every session is still at its host");
     stage.end();
 }

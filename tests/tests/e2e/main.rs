@@ -3,7 +3,6 @@
 mod bad_input;
 mod chaos;
 mod claims;
-mod harness;
 mod kills;
 mod operator;
 mod readme;

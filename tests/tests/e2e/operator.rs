@@ -1,7 +1,7 @@
 //! What an operator does: the command `selvage`, the admin API, metrics.
 
-use crate::harness::{Stage, all_find_all, guests};
 use http::{Method, StatusCode};
+use selvage_tests::stage::{Stage, all_find_all, customers};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -43,8 +43,8 @@ fn selvage(stage: &Stage, arguments: &[&str]) -> (bool, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_shows_and_drains() {
     let stage = Stage::new(2, 2, 2).await;
-    let guests = guests(&stage, 30, 2).await;
-    let view = stage.until_protected(guests.len(), 2).await;
+    let customers = customers(&stage, 30, 2).await;
+    let view = stage.until_protected(customers.len(), 2).await;
     let (good, said) = selvage(&stage, &["status"]);
     assert!(good, "{said}");
     for word in ["n1", "n2", "s1", "s2", "up", "30", &view.epoch.to_string()] {
@@ -52,10 +52,10 @@ async fn the_command_shows_and_drains() {
     }
     let (good, said) = selvage(&stage, &["drain", "n1"]);
     assert!(good, "{said}");
-    let view = stage.until_protected(guests.len(), 2).await;
+    let view = stage.until_protected(customers.len(), 2).await;
     assert!(view.node_is("n1", "drained"), "{view:?}");
     assert_eq!(view.node("n2").unwrap().sessions, 30);
-    all_find_all(&stage, &guests).await;
+    all_find_all(&stage, &customers).await;
     let (good, said) = selvage(&stage, &["undrain", "n1"]);
     assert!(good, "{said}");
     stage.until("taken back", |view| view.node_is("n1", "up")).await;
@@ -70,8 +70,8 @@ async fn the_command_shows_and_drains() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_api_shows_processes_and_metrics() {
     let stage = Stage::new(2, 2, 1).await;
-    let guests = guests(&stage, 20, 1).await;
-    let view = stage.until_protected(guests.len(), 1).await;
+    let customers = customers(&stage, 20, 1).await;
+    let view = stage.until_protected(customers.len(), 1).await;
     for name in ["n1", "n2"] {
         let process = stage.process(name).unwrap();
         let mut workers = process.pids();

@@ -1,9 +1,9 @@
 //! The C program of the README compiles without a warning, and does what the README says.
 
-use crate::harness::{Stage, options};
 use selvage_fabric::config::Config;
 use selvage_tests::cluster::Options;
 use selvage_tests::product::{Product, workspace_root};
+use selvage_tests::stage::{Stage, options};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,17 @@
-//! What the end-to-end tests share: a cluster that must leave nothing, and guests whose data can be compared.
+//! What the end-to-end tests share: a cluster that must leave nothing, and customers whose data can be
+//! compared.
+//!
+//! Only for tests: what is not as it must be is a panic.
 
+use crate::admin::AdminView;
+use crate::client::{Answer, Browser, CookieValue};
+use crate::cluster::{Cluster, Options, Traces};
+use crate::product::Product;
 use bytes::Bytes;
+use selvage_fabric::config::Server;
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::placement;
 use selvage_fabric::view::ServerEntry;
-use selvage_tests::admin::AdminView;
-use selvage_tests::client::{Answer, Browser, CookieValue};
-use selvage_tests::cluster::{Cluster, Options, Traces};
-use selvage_tests::product::Product;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -89,26 +93,42 @@ impl Stage {
         self.wait_up().await.unwrap();
     }
 
-    /// The names of the servers that placement chooses for a session while all are up.
+    /// Names of all web nodes that were started.
+    pub fn nodes(&self) -> Vec<String> {
+        self.options().node_names().filter(|name| !self.options().later.contains(name)).collect()
+    }
+
+    /// Names of all session servers that were started.
+    pub fn servers(&self) -> Vec<String> {
+        self.options().server_names().filter(|name| !self.options().later.contains(name)).collect()
+    }
+
+    /// Copies of each session.
+    pub fn copies(&self) -> u32 {
+        self.options().copies
+    }
+
+    /// The names of the servers that placement chooses for a session while all that were started are up.
     pub fn placement_of(&self, cookie: &CookieValue) -> Vec<String> {
         let config = self.config();
-        let entry = |server: &selvage_fabric::config::Server| ServerEntry {
+        let started = |server: &&Server| !self.options().later.contains(&server.name);
+        let entry = |server: &Server| ServerEntry {
             name: server.name.clone(),
             incarnation: Incarnation(1),
             weight: server.weight,
             socket: String::new(),
             control: None,
         };
-        let servers: Vec<ServerEntry> = config.servers.iter().map(entry).collect();
+        let servers: Vec<ServerEntry> = config.servers.iter().filter(started).map(entry).collect();
         let chosen = placement::servers_for(cookie.id, &servers, config.cluster.copies);
         chosen.iter().map(|at| servers[usize::from(*at)].name.clone()).collect()
     }
 
-    /// How many of the guests' sessions placement puts on each server.
-    pub fn placed(&self, guests: &[Guest]) -> BTreeMap<String, u64> {
+    /// How many of the customers' sessions placement puts on each server.
+    pub fn placed(&self, customers: &[Customer]) -> BTreeMap<String, u64> {
         let mut placed: BTreeMap<String, u64> =
-            self.config().servers.iter().map(|server| (server.name.clone(), 0)).collect();
-        for name in guests.iter().flat_map(|guest| self.placement_of(&guest.cookie)) {
+            self.servers().into_iter().map(|server| (server, 0)).collect();
+        for name in customers.iter().flat_map(|customer| self.placement_of(&customer.cookie)) {
             *placed.entry(name).or_default() += 1;
         }
         placed
@@ -141,18 +161,18 @@ pub fn copies_by_server(view: &AdminView) -> BTreeMap<String, u64> {
 
 /// Somebody with a session, and what must be in it.
 #[derive(Debug, Clone)]
-pub struct Guest {
+pub struct Customer {
     /// The newest cookie.
     pub cookie: CookieValue,
     /// The attributes and their values.
     pub attributes: BTreeMap<String, Bytes>,
 }
 
-/// What a guest found.
+/// What a customer found.
 #[derive(Debug, Clone)]
 pub struct Visit {
-    /// The guest, with the cookie that came back.
-    pub guest: Guest,
+    /// The customer, with the cookie that came back.
+    pub customer: Customer,
     /// Whether it was the same session with all its data.
     pub whole: bool,
     /// Name of the node that answered.
@@ -162,7 +182,7 @@ pub struct Visit {
 }
 
 /// Creates sessions with different attributes; each change must have reached `copies` copies.
-pub async fn guests(stage: &Stage, count: usize, copies: u32) -> Vec<Guest> {
+pub async fn customers(stage: &Stage, count: usize, copies: u32) -> Vec<Customer> {
     let address = stage.address();
     let work = move |number: usize| async move {
         let mut browser = Browser::new(address);
@@ -183,24 +203,24 @@ pub async fn guests(stage: &Stage, count: usize, copies: u32) -> Vec<Guest> {
             attributes.insert("n".into(), Bytes::from(answer.text().trim().to_owned()));
         }
         assert_eq!(attributes["n"], (number % 3 + 1).to_string());
-        Guest { cookie: browser.cookie.expect("a session cookie"), attributes }
+        Customer { cookie: browser.cookie.expect("a session cookie"), attributes }
     };
     in_parallel((0..count).collect(), work).await
 }
 
-/// Every guest looks at its whole session and at each attribute.
-pub async fn visit_all(stage: &Stage, guests: &[Guest]) -> Vec<Visit> {
+/// Every customer looks at its whole session and at each attribute.
+pub async fn visit_all(stage: &Stage, customers: &[Customer]) -> Vec<Visit> {
     let address = stage.address();
-    in_parallel(guests.to_vec(), move |guest: Guest| async move {
-        let mut browser = Browser::with_cookie(address, guest.cookie.clone());
+    in_parallel(customers.to_vec(), move |customer: Customer| async move {
+        let mut browser = Browser::with_cookie(address, customer.cookie.clone());
         let whole = browser.get("/session").await.unwrap();
         assert!(whole.status.is_success(), "{}: {}", whole.status, whole.text());
         let json = whole.json().unwrap();
         let names: Vec<String> = json["attributes"].as_object().unwrap().keys().cloned().collect();
-        let mut same = json["id"] == guest.cookie.id.to_string()
-            && browser.cookie.as_ref().is_some_and(|cookie| cookie.id == guest.cookie.id)
-            && names.iter().eq(guest.attributes.keys());
-        for (name, value) in &guest.attributes {
+        let mut same = json["id"] == customer.cookie.id.to_string()
+            && browser.cookie.as_ref().is_some_and(|cookie| cookie.id == customer.cookie.id)
+            && names.iter().eq(customer.attributes.keys());
+        for (name, value) in &customer.attributes {
             if !same {
                 break;
             }
@@ -211,18 +231,18 @@ pub async fn visit_all(stage: &Stage, guests: &[Guest]) -> Vec<Visit> {
             whole: same,
             node: json["node"].as_str().unwrap().to_owned(),
             copies: json["copies"].as_u64().unwrap(),
-            guest: Guest { cookie: browser.cookie.expect("a cookie"), attributes: guest.attributes },
+            customer: Customer { cookie: browser.cookie.expect("a cookie"), attributes: customer.attributes },
         }
     })
     .await
 }
 
-/// Every guest finds its whole session; their newest cookies come back.
-pub async fn all_find_all(stage: &Stage, guests: &[Guest]) -> Vec<Guest> {
-    let visits = visit_all(stage, guests).await;
+/// Every customer finds its whole session; their newest cookies come back.
+pub async fn all_find_all(stage: &Stage, customers: &[Customer]) -> Vec<Customer> {
+    let visits = visit_all(stage, customers).await;
     let lost = visits.iter().filter(|visit| !visit.whole).count();
     assert_eq!(lost, 0, "sessions of {} that are not whole", visits.len());
-    visits.into_iter().map(|visit| visit.guest).collect()
+    visits.into_iter().map(|visit| visit.customer).collect()
 }
 
 /// Does `work` for every item, some at a time, and keeps the order.
