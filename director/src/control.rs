@@ -130,8 +130,8 @@ impl Control {
 
     async fn read(&self, link: Link, mut from: OwnedReadHalf) -> Result<()> {
         loop {
-            let message: ToDirector = wire::receive(&mut from, limits::NODE_MESSAGE_BYTES_MAX).await?;
-            check(&message)?;
+            let mut message: ToDirector = wire::receive(&mut from, limits::NODE_MESSAGE_BYTES_MAX).await?;
+            check(&mut message)?;
             if !self.handle.tell(Event::NodeMessage { link, message }).await {
                 return Ok(());
             }
@@ -146,15 +146,25 @@ async fn write(mut messages: mpsc::Receiver<FromDirector>, mut to: OwnedWriteHal
     Ok(())
 }
 
-/// Every count of a message against its limit.
-fn check(message: &ToDirector) -> Result<()> {
+/// Every count of a message against its limit; texts for people made fit for a terminal.
+fn check(message: &mut ToDirector) -> Result<()> {
     let ToDirector::Beat(beat) = message else { return Ok(()) };
     let good = beat.pids.len() <= fabric_limits::PROCESSES_MAX
         && beat.settled.len() <= fabric_limits::NODES_MAX
+        && beat.links.len() <= fabric_limits::SERVERS_MAX
         && counters_are_good(&beat.counters);
+    beat.links.iter_mut().for_each(|link| make_plain(&mut link.detail));
     match good {
         true => Ok(()),
         false => Err(Error::new(ErrorKind::Corrupt, Origin::Control, "a heartbeat's list is over its limit")),
+    }
+}
+
+/// Cuts a peer's text for people to its limit and takes control characters out.
+pub(crate) fn make_plain(text: &mut String) {
+    let plain = |letter: char| if letter.is_control() { '?' } else { letter };
+    if text.len() > limits::DETAIL_CHARS_MAX || text.chars().any(char::is_control) {
+        *text = text.chars().take(limits::DETAIL_CHARS_MAX).map(plain).collect();
     }
 }
 

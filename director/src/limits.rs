@@ -6,6 +6,9 @@ use std::time::Duration;
 /// Silence limits are stretched by this factor while a server carries out a view: sealing and indexing take
 /// time, and its heartbeat answers wait behind them.
 pub const VIEW_WORK_FACTOR: u32 = 3;
+/// Silence periods since its last control word for which a member whose one-sided beats go on is not declared
+/// dead.
+pub const EVIDENCE_FACTOR: u32 = 3;
 /// A server that answers heartbeats and yet does not carry out a view within this many silence periods is
 /// declared down.
 pub const VIEW_BEHIND_FACTOR: u32 = 10;
@@ -23,6 +26,9 @@ pub const ADOPTION_WAIT: Duration = Duration::from_secs(30);
 pub const TICKS_PER_HEARTBEAT: u32 = 5;
 /// Shortest interval between two looks at the deadlines.
 pub const TICK_MIN: Duration = Duration::from_millis(1);
+/// Heartbeats to one server that may wait for their answers. More than one, so that a lost packet is followed
+/// by others, by which TCP notices the loss within a heartbeat instead of a retransmission timeout.
+pub const BEATS_OPEN_MAX: u32 = 4;
 /// Events that are handled before the deadlines are looked at again.
 pub const EVENTS_PER_TURN: usize = 1024;
 /// Messages that may wait for one peer; more means that it does not read, and it is cut off.
@@ -38,6 +44,8 @@ pub const SERVER_MESSAGE_BYTES_MAX: usize = 32 << 20;
 pub const COUNTERS_MAX: usize = 256;
 /// Longest name of a reported counter, bytes.
 pub const COUNTER_NAME_BYTES_MAX: usize = 64;
+/// Longest text about a link or a device that a peer may report, characters; what is longer is cut.
+pub const DETAIL_CHARS_MAX: usize = 256;
 /// Leases that a server may report.
 pub const LEASES_MAX: usize = 64 * 1024;
 /// Longest time to write one control message to a peer.
@@ -73,5 +81,7 @@ pub const CONNECTIONS_PER_REQUEST: usize = 2;
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 const _: () = assert!(VIEW_WORK_FACTOR < VIEW_BEHIND_FACTOR);
+const _: () = assert!(EVIDENCE_FACTOR < VIEW_BEHIND_FACTOR);
+const _: () = assert!(BEATS_OPEN_MAX > 1 && (BEATS_OPEN_MAX as usize) < OUTBOX_MAX);
 const _: () = assert!(STOP_WAIT.as_secs() < ADOPTION_WAIT.as_secs());
 const _: () = assert!(REFUSED_PAUSE.as_millis() < CONNECT_WAIT.as_millis());

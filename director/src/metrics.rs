@@ -44,6 +44,17 @@ struct ByEvent {
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct ByTransport {
+    transport: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct ByLink {
+    node: String,
+    server: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct ByCopies {
     copies: u32,
 }
@@ -144,6 +155,15 @@ fn snapshot(status: &Status) -> Registry {
     let unsettled = status.dead.iter().fold(0, |sum: u64, dead| sum.saturating_add(dead.unsettled));
     gauge("selvage_unsettled", "Copies of sessions of ended incarnations to be adopted", clamp(unsettled));
 
+    let spared = Counter::<u64>::default();
+    spared.inc_by(status.spared);
+    registry.register(
+        "selvage_spared",
+        "Silent members that were spared because their beats went on",
+        spared,
+    );
+    links(&mut registry, status);
+
     let protection = Family::<ByCopies, Gauge>::default();
     let by_copies = [status.protection.none, status.protection.one, status.protection.two];
     for (copies, sessions) in (0..).zip(by_copies) {
@@ -179,6 +199,22 @@ fn snapshot(status: &Status) -> Registry {
     let of_servers = events(&mut status.servers.iter().map(|server| (&server.name, &server.counters)));
     registry.register("selvage_server_events", "What servers count", of_servers);
     registry
+}
+
+/// The ways from nodes to servers.
+fn links(registry: &mut Registry, status: &Status) {
+    let by_transport = Family::<ByTransport, Gauge>::default();
+    let ages = Family::<ByLink, Gauge>::default();
+    for (node, link) in status.nodes.iter().flat_map(|node| node.links.iter().map(move |link| (node, link))) {
+        let transport = if link.transport.is_empty() { "none" } else { &link.transport };
+        by_transport.get_or_create(&ByTransport { transport: transport.to_owned() }).inc();
+        if let Some(age) = link.beat_age_ms.filter(|_| !link.server.is_empty()) {
+            let labels = ByLink { node: node.name.clone(), server: link.server.clone() };
+            ages.get_or_create(&labels).set(age.into());
+        }
+    }
+    registry.register("selvage_links", "Ways from nodes to servers by transport", by_transport);
+    registry.register("selvage_link_beat_age_ms", "Age of a server's beat as its node sees it", ages);
 }
 
 fn named<'a>(values: impl Iterator<Item = (&'a str, u64)>) -> Family<ByName, Gauge> {

@@ -1,7 +1,7 @@
 //! The director's connection to each session server: kept up for ever, requests in order, answers as events.
 
 use crate::cluster::{Event, Link};
-use crate::control::counters_are_good;
+use crate::control::{counters_are_good, make_plain};
 use crate::driver::Handle;
 use crate::limits;
 use crate::wire;
@@ -117,8 +117,9 @@ impl ServerLink {
     async fn read(&self, link: Link, mut from: OwnedReadHalf) -> Result<()> {
         loop {
             let event = match wire::receive(&mut from, limits::SERVER_MESSAGE_BYTES_MAX).await? {
-                FromServer::Report(report) => {
+                FromServer::Report(mut report) => {
                     self.check(&report)?;
+                    make_plain(&mut report.rdma);
                     Event::ServerReport { link, report: Box::new(report) }
                 }
                 FromServer::Refused(Refusal::OldTerm(epoch)) => Event::ServerOldTerm { link, epoch },

@@ -13,11 +13,13 @@
 //! | `servers` | reports, silence, what may enter a view |
 //! | `dead` | sealing and release of ended incarnations |
 //! | `drain` | planned death |
+//! | `evidence` | one-sided heartbeats, which spare the silent |
 //! | `recover` | what a restarted director learns from the others |
 //! | `status` | a snapshot for people and metrics |
 
 mod dead;
 mod drain;
+mod evidence;
 mod nodes;
 mod recover;
 mod servers;
@@ -68,12 +70,25 @@ pub struct Settings {
     pub copies: u32,
     /// Name and address of each configured node.
     pub nodes: Vec<(String, String)>,
-    /// Name, weight and socket of each configured server.
-    pub servers: Vec<(String, u32, String)>,
+    /// Each configured server.
+    pub servers: Vec<ServerSettings>,
     /// Nodes that were drained when the last director ended.
     pub drained: Vec<String>,
     /// The least term: the Unix time at start, s, and above the term of the last director here.
     pub term_min: u32,
+}
+
+/// What the state machine must know of a configured server.
+#[derive(Clone, Debug)]
+pub struct ServerSettings {
+    /// Its name.
+    pub name: String,
+    /// Its weight in the placement.
+    pub weight: u32,
+    /// Its control socket, on its own host.
+    pub socket: String,
+    /// Where it listens for other hosts, if it does.
+    pub control: Option<String>,
 }
 
 impl Settings {
@@ -91,9 +106,11 @@ impl Settings {
             servers: config
                 .servers
                 .iter()
-                .map(|server| {
-                    let socket = config.server_socket(&server.name).to_string_lossy().into_owned();
-                    (server.name.clone(), server.weight, socket)
+                .map(|server| ServerSettings {
+                    name: server.name.clone(),
+                    weight: server.weight,
+                    socket: config.server_socket(&server.name).to_string_lossy().into_owned(),
+                    control: server.control.map(|address| address.to_string()),
                 })
                 .collect(),
             drained,
@@ -270,6 +287,8 @@ pub struct Cluster {
     /// What is held has changed.
     held_changed: bool,
     last_tick: Option<Moment>,
+    /// Times that a silent member was spared because its beats went on.
+    spared: u64,
 }
 
 impl Cluster {
@@ -280,11 +299,8 @@ impl Cluster {
             (name.clone(), Node { address: address.clone(), life: None, drained })
         });
         let nodes = nodes.collect();
-        let servers = settings
-            .servers
-            .iter()
-            .map(|(name, weight, socket)| (name.clone(), Server::new(*weight, socket)))
-            .collect();
+        let servers = settings.servers.iter();
+        let servers = servers.map(|server| (server.name.clone(), Server::new(server))).collect();
         let view = Arc::new(View { copies: settings.copies, ..View::default() });
         let until = now + settings.silence * limits::RECOVERY_FACTOR;
         Self {
@@ -301,6 +317,7 @@ impl Cluster {
             changed: false,
             held_changed: false,
             last_tick: None,
+            spared: 0,
         }
     }
 
@@ -350,10 +367,7 @@ impl Cluster {
         }
         let late = gap - self.settings.tick;
         let forgive = |heard: &mut Moment| *heard = (*heard).max((*heard + late).min(now));
-        self.nodes
-            .values_mut()
-            .filter_map(|node| node.life.as_mut())
-            .for_each(|life| forgive(&mut life.heard));
+        self.nodes.values_mut().filter_map(|node| node.life.as_mut()).for_each(|life| life.forgive(forgive));
         self.servers.values_mut().for_each(|server| server.forgive(forgive));
         if let Phase::Recovering { until } = &mut self.phase {
             *until += late;
@@ -429,7 +443,7 @@ impl Cluster {
                 incarnation: server.up?,
                 weight: server.weight,
                 socket: server.socket.clone(),
-                control: None,
+                control: server.control.clone(),
             })
         });
         let dead = self.dead.iter().map(|dead| DeadEntry {

@@ -6,6 +6,7 @@
 
 use super::dead::Dead;
 use super::drain::Drain;
+use super::evidence::{Verdict, judge};
 use super::{Cluster, Effect, Link, Moment, Phase};
 use selvage_fabric::control::message::{FromDirector, NodeBeat, Refusal, ToDirector};
 use selvage_fabric::ident::{Epoch, Incarnation};
@@ -30,6 +31,10 @@ pub(super) struct Life {
     /// No mandate that was ever granted to it lasts longer (R8).
     pub(super) mandate_until: Moment,
     pub(super) beat: NodeBeat,
+    /// When that came.
+    pub(super) beat_at: Moment,
+    /// The silence in which it was spared was counted: `heard` of then.
+    spared: Option<Moment>,
     /// Beats since the drain began show the state that the drain needs.
     pub(super) beats: u64,
     pub(super) drain: Option<Drain>,
@@ -66,10 +71,17 @@ impl Life {
             heard,
             mandate_until,
             beat: NodeBeat::default(),
+            beat_at: Moment::ZERO,
+            spared: None,
             beats: 0,
             drain: None,
             greet: false,
         }
+    }
+
+    pub(super) fn forgive(&mut self, forgive: impl Fn(&mut Moment)) {
+        forgive(&mut self.heard);
+        forgive(&mut self.beat_at);
     }
 }
 
@@ -196,7 +208,7 @@ impl Cluster {
         out.push(Effect::ToNode { link, message: FromDirector::Mandate { sent_ns: beat.sent_ns } });
         // Always: the proxy adds what it has sent there since.
         out.push(Effect::Load { incarnation, sessions: beat.sessions });
-        life.beat = beat;
+        (life.beat, life.beat_at) = (beat, now);
         self.drain_protected(name, now, out);
     }
 
@@ -216,14 +228,28 @@ impl Cluster {
             return;
         }
         let silence = self.settings.silence;
-        let silent: Vec<String> = self
-            .nodes
-            .iter()
-            .filter(|(_, node)| node.life.as_ref().is_some_and(|life| now > life.heard + silence))
-            .map(|(name, _)| name.clone())
+        let lives = self.nodes.iter().filter_map(|(name, node)| Some((name, node.life.as_ref()?)));
+        let judged: Vec<(String, Verdict)> = lives
+            .map(|(name, life)| {
+                let seen = || self.node_seen(life.incarnation);
+                (name.clone(), judge(life.heard, silence, seen, silence, now))
+            })
             .collect();
-        for name in silent {
-            self.end(&name, now, "it is silent", out);
+        for (name, verdict) in judged {
+            match verdict {
+                Verdict::Heard => {}
+                Verdict::Spared => self.spare_node(&name, out),
+                Verdict::Silent => self.end(&name, now, "it is silent", out),
+            }
+        }
+    }
+
+    /// Tells and counts a silent node that is spared, once for each silence.
+    fn spare_node(&mut self, name: &str, out: &mut Vec<Effect>) {
+        let Some(life) = self.nodes.get_mut(name).and_then(|node| node.life.as_mut()) else { return };
+        if life.spared.replace(life.heard) != Some(life.heard) {
+            self.spared += 1;
+            out.push(Effect::Log(format!("node {name} is not heard, but session servers see it beat")));
         }
     }
 

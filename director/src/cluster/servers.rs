@@ -3,7 +3,8 @@
 //! An incarnation that was declared down is barred: it stays out until it reports another (R6). It is sent
 //! the view that drops it, and begins a new life by itself.
 
-use super::{Cluster, Effect, Link, Moment, Phase};
+use super::evidence::{Verdict, judge};
+use super::{Cluster, Effect, Link, Moment, Phase, ServerSettings};
 use crate::limits;
 use selvage_fabric::control::message::{ServerReport, ToServer};
 use selvage_fabric::ident::{Epoch, Incarnation};
@@ -15,6 +16,7 @@ use std::time::Duration;
 pub(super) struct Server {
     pub(super) weight: u32,
     pub(super) socket: String,
+    pub(super) control: Option<String>,
     /// The connection and the life at its other end.
     pub(super) link: Option<(Link, Incarnation)>,
     /// The life that is in the view.
@@ -24,6 +26,10 @@ pub(super) struct Server {
     /// The newest epoch that the life in the view has carried out.
     pub(super) confirmed: Epoch,
     pub(super) report: ServerReport,
+    /// When that came.
+    pub(super) report_at: Moment,
+    /// The silence in which it was spared was counted: `heard` of then.
+    spared: Option<Moment>,
     /// It has answered, or nobody is there: recovery need not wait for it.
     pub(super) known: bool,
     /// Lives that were declared down.
@@ -39,15 +45,18 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(weight: u32, socket: &str) -> Self {
+    pub(super) fn new(settings: &ServerSettings) -> Self {
         Self {
-            weight,
-            socket: socket.to_owned(),
+            weight: settings.weight,
+            socket: settings.socket.clone(),
+            control: settings.control.clone(),
             link: None,
             up: None,
             heard: Moment::ZERO,
             confirmed: Epoch::default(),
             report: ServerReport::default(),
+            report_at: Moment::ZERO,
+            spared: None,
             known: false,
             barred: Vec::new(),
             open: 0,
@@ -59,6 +68,7 @@ impl Server {
 
     pub(super) fn forgive(&mut self, forgive: impl Fn(&mut Moment)) {
         forgive(&mut self.heard);
+        forgive(&mut self.report_at);
         if let Some(since) = &mut self.behind_since {
             forgive(since);
         }
@@ -85,8 +95,8 @@ impl Server {
         self.barred.push(incarnation);
     }
 
-    /// Whether it was silent, or behind, for longer than allowed.
-    fn is_silent(&self, silence: Duration, now: Moment) -> bool {
+    /// Judges its silence, and whether it is behind for longer than allowed.
+    fn judge(&self, seen: impl FnOnce() -> Option<Moment>, silence: Duration, now: Moment) -> Verdict {
         let allowed = match self.behind_since {
             // It lived when the view was sent, so its silence can be work.
             Some(since) if self.link.is_some() && self.heard + silence / 2 >= since => {
@@ -96,7 +106,7 @@ impl Server {
         };
         let behind =
             self.behind_since.is_some_and(|since| now > since + silence * limits::VIEW_BEHIND_FACTOR);
-        now > self.heard + allowed || behind
+        if behind { Verdict::Silent } else { judge(self.heard, allowed, seen, silence, now) }
     }
 }
 
@@ -158,7 +168,7 @@ impl Cluster {
         let incarnation = report.incarnation;
         server.link = Some((link, incarnation));
         let epoch = report.epoch;
-        server.report = report;
+        (server.report, server.report_at) = (report, now);
         if matches!(self.phase, Phase::Recovering { .. }) {
             server.heard = now;
             return;
@@ -238,22 +248,33 @@ impl Cluster {
             return;
         }
         let silence = self.settings.silence;
-        let silent: Vec<String> = self
-            .servers
-            .iter()
-            .filter(|(_, server)| server.up.is_some() && server.is_silent(silence, now))
-            .map(|(name, _)| name.clone())
+        let up = self.servers.iter().filter_map(|(name, server)| Some((name, server, server.up?)));
+        let judged: Vec<(String, Verdict)> = up
+            .map(|(name, server, up)| (name.clone(), server.judge(|| self.server_seen(up), silence, now)))
             .collect();
-        for name in silent {
-            self.server_down(&name, "it is silent", out);
+        for (name, verdict) in judged {
+            match verdict {
+                Verdict::Heard => {}
+                Verdict::Spared => self.spare_server(&name, out),
+                Verdict::Silent => self.server_down(&name, "it is silent", out),
+            }
+        }
+    }
+
+    /// Tells and counts a silent server that is spared, once for each silence.
+    fn spare_server(&mut self, name: &str, out: &mut Vec<Effect>) {
+        let Some(server) = self.servers.get_mut(name) else { return };
+        if server.spared.replace(server.heard) != Some(server.heard) {
+            self.spared += 1;
+            out.push(Effect::Log(format!("server {name} is not heard, but web nodes see it beat")));
         }
     }
 
     pub(super) fn beat_servers(&mut self, now: Moment, out: &mut Vec<Effect>) {
         for server in self.servers.values_mut() {
             let Some((link, _)) = server.link else { continue };
-            if server.open == 0 && now >= server.beat_due {
-                server.open = 1;
+            if server.open < limits::BEATS_OPEN_MAX && now >= server.beat_due {
+                server.open += 1;
                 server.beat_due = now + self.settings.heartbeat;
                 out.push(Effect::ToServer { link, message: ToServer::Beat });
             }

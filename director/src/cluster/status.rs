@@ -1,6 +1,8 @@
 //! A snapshot of the cluster for the admin API, metrics and people.
 
 use super::Cluster;
+use selvage_fabric::config::TransportKind;
+use selvage_fabric::control::message::LinkReport;
 use selvage_fabric::ident::Epoch;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -20,6 +22,9 @@ pub struct Status {
     pub dead: Vec<DeadStatus>,
     /// Sessions of live nodes by number of safe copies.
     pub protection: Protection,
+    /// Times that a member was silent on its control connection and not declared dead, because its one-sided
+    /// beats went on.
+    pub spared: u64,
 }
 
 /// Sessions by number of safe copies.
@@ -59,8 +64,26 @@ pub struct NodeStatus {
     pub safe: [u64; 3],
     /// Bytes of its cache in use, and all.
     pub cache_bytes: (u64, u64),
+    /// Its way to each server of its view.
+    pub links: Vec<LinkStatus>,
     /// Its counters.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// The way from a node to a server, as the node says.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// The server's name; empty if the life is none that is in the view.
+    pub server: String,
+    /// The server's life.
+    pub incarnation: u64,
+    /// `shm`, `verbs`, ...; empty while the link is not open.
+    pub transport: String,
+    /// Device and port, or why the link is not open.
+    pub detail: String,
+    /// How long before the node's last heartbeat it saw the server's one-sided beat move, ms; `None` if
+    /// never.
+    pub beat_age_ms: Option<u32>,
 }
 
 /// One server.
@@ -80,6 +103,8 @@ pub struct ServerStatus {
     pub bytes: u64,
     /// Its process; 0 if it is down.
     pub pid: u32,
+    /// Its RDMA device and port, or why it has none; empty if it is down.
+    pub rdma: String,
     /// Its counters.
     pub counters: BTreeMap<String, u64>,
 }
@@ -126,6 +151,7 @@ impl Cluster {
                 address: node.address.clone(),
                 safe: beat.safe,
                 cache_bytes: beat.cache_bytes,
+                links: beat.links.into_iter().map(|link| self.link_status(link)).collect(),
                 counters: beat.counters.into_iter().collect(),
             }
         });
@@ -137,6 +163,18 @@ impl Cluster {
             servers: self.server_statuses(),
             dead: self.dead_statuses(),
             protection,
+            spared: self.spared,
+        }
+    }
+
+    fn link_status(&self, link: LinkReport) -> LinkStatus {
+        let server = self.servers.iter().find(|(_, server)| server.up == Some(link.server));
+        LinkStatus {
+            server: server.map(|(name, _)| name.clone()).unwrap_or_default(),
+            incarnation: link.server.0,
+            transport: link.transport.map(transport_name).unwrap_or_default().to_owned(),
+            detail: link.detail,
+            beat_age_ms: link.beat_age_ms,
         }
     }
 
@@ -152,6 +190,7 @@ impl Cluster {
                 sessions: total(report.leases.iter().map(|lease| lease.sessions)),
                 bytes: report.bytes,
                 pid: report.pid,
+                rdma: report.rdma,
                 counters: report.counters.into_iter().collect(),
             }
         });
@@ -173,6 +212,15 @@ impl Cluster {
             }
         });
         dead.collect()
+    }
+}
+
+/// A transport's name in status and metrics.
+fn transport_name(kind: TransportKind) -> &'static str {
+    match kind {
+        TransportKind::Shm => "shm",
+        TransportKind::Verbs => "verbs",
+        TransportKind::Sim => "sim",
     }
 }
 

@@ -23,7 +23,19 @@ pub(super) fn table(status: &Status) -> String {
             server.sessions.to_string(),
             format!("{:.1} MiB", server.bytes as f64 / f64::from(1 << 20)),
             if server.pid == 0 { "-".to_owned() } else { server.pid.to_string() },
+            or_dash(&server.rdma),
         ]
+    });
+    let links = status.nodes.iter().flat_map(|node| {
+        node.links.iter().map(|link| {
+            vec![
+                node.name.clone(),
+                or_dash(&link.server),
+                or_dash(&link.transport),
+                link.beat_age_ms.map_or_else(|| "-".to_owned(), |age| format!("{age} ms")),
+                or_dash(&link.detail),
+            ]
+        })
     });
     let mut text = format!("epoch {}\n\n", status.epoch);
     rows(
@@ -32,7 +44,12 @@ pub(super) fn table(status: &Status) -> String {
         nodes.collect(),
     );
     text.push('\n');
-    rows(&mut text, &["SERVER", "STATE", "SESSIONS", "LEASES", "PID"], servers.collect());
+    rows(&mut text, &["SERVER", "STATE", "SESSIONS", "LEASES", "PID", "RDMA"], servers.collect());
+    let links: Vec<Vec<String>> = links.collect();
+    if !links.is_empty() {
+        text.push('\n');
+        rows(&mut text, &["LINK OF", "TO", "TRANSPORT", "BEAT", "DETAIL"], links);
+    }
     let protection = &status.protection;
     // Writing into a string cannot fail.
     let _ = writeln!(

@@ -1,12 +1,13 @@
 //! Tests of the state machine, in a small world: scripted servers and nodes, a clock that the test moves.
 
 mod drain;
+mod evidence;
 mod life;
 mod recovery;
 mod rules;
 
 use super::*;
-use selvage_fabric::control::message::{LeaseReport, NodeBeat};
+use selvage_fabric::control::message::{LeaseReport, LinkReport, NodeBeat};
 use selvage_fabric::view::DeadEntry;
 
 pub(super) const UNIX_S: u32 = 1_700_000_000;
@@ -39,6 +40,10 @@ pub(super) struct World {
     pub(super) outcomes: HashMap<Ticket, DrainOutcome>,
     /// What is kept for the next director.
     pub(super) drained: Vec<String>,
+    /// Lives whose one-sided beats go on, and when each was last seen to move.
+    pub(super) pulses: BTreeMap<Incarnation, Moment>,
+    /// Those among them that have stopped.
+    pub(super) stopped: Vec<Incarnation>,
 }
 
 pub(super) fn settings(nodes: &[&str], servers: &[&str]) -> Settings {
@@ -50,7 +55,15 @@ pub(super) fn settings(nodes: &[&str], servers: &[&str]) -> Settings {
         tick: Duration::from_millis(10),
         copies: 2,
         nodes: (1..).zip(nodes).map(|(at, name)| (name.to_string(), format!("127.0.0.1:{at}"))).collect(),
-        servers: servers.iter().map(|name| (name.to_string(), 1, format!("/s/{name}"))).collect(),
+        servers: servers
+            .iter()
+            .map(|name| ServerSettings {
+                name: name.to_string(),
+                weight: 1,
+                socket: format!("/s/{name}"),
+                control: None,
+            })
+            .collect(),
         drained: Vec::new(),
         term_min: UNIX_S,
     }
@@ -71,6 +84,8 @@ impl World {
             awaited: Vec::new(),
             outcomes: HashMap::new(),
             drained: Vec::new(),
+            pulses: BTreeMap::new(),
+            stopped: Vec::new(),
         }
     }
 
@@ -162,6 +177,15 @@ impl World {
             unsettled: server.unsettled.get(&dead.incarnation).copied().unwrap_or_default(),
             beat_age_ms: None,
         });
+        let open = server.view.iter().flat_map(|view| &view.nodes).map(|node| LeaseReport {
+            node: node.name.clone(),
+            incarnation: node.incarnation,
+            sealed: false,
+            sessions: 0,
+            unsettled: 0,
+            beat_age_ms: self.pulse_age_ms(node.incarnation),
+        });
+        let leases = leases.chain(open);
         let report = ServerReport {
             name: name.to_owned(),
             incarnation: server.incarnation,
@@ -219,7 +243,23 @@ impl World {
         let (link, mut beat) = self.beating[name].clone();
         beat.sent_ns = self.now.as_nanos() as u64;
         beat.epoch = self.view().epoch;
+        if !self.pulses.is_empty() {
+            let links = self.view().servers.iter().map(|server| server.incarnation).collect::<Vec<_>>();
+            beat.links = links
+                .into_iter()
+                .map(|server| LinkReport {
+                    server,
+                    transport: None,
+                    detail: String::new(),
+                    beat_age_ms: self.pulse_age_ms(server),
+                })
+                .collect();
+        }
         self.step(Event::NodeMessage { link, message: ToDirector::Beat(beat) });
+    }
+
+    fn pulse_age_ms(&self, incarnation: Incarnation) -> Option<u32> {
+        self.pulses.get(&incarnation).map(|at| (self.now - *at).as_millis() as u32)
     }
 
     /// The last thing that this connection was told.
@@ -232,6 +272,8 @@ impl World {
         for _ in 0..ms / 10 {
             self.now += Duration::from_millis(10);
             if self.now.as_millis().is_multiple_of(50) {
+                let beating = self.pulses.iter_mut().filter(|(life, _)| !self.stopped.contains(life));
+                beating.for_each(|(_, at)| *at = self.now);
                 let names: Vec<String> = self.beating.keys().cloned().collect();
                 names.iter().for_each(|name| self.beat(name));
             }
