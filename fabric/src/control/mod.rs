@@ -6,5 +6,7 @@
 //! and checking are pure; the blocking socket is in [`stream`].
 
 pub mod frame;
+pub mod member;
 pub mod message;
 pub mod stream;
+pub mod tls;
