@@ -9,6 +9,7 @@ pub mod admin;
 pub mod claims;
 pub mod client;
 pub mod cluster;
+pub mod guest;
 pub mod load;
 pub mod product;
 pub mod stage;

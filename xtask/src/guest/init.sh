@@ -22,18 +22,12 @@ done </etc/selvage/modules
 . /etc/selvage/settings
 hostname "$hostname"
 
-port() {
-    local name
-    for name in /sys/class/virtio-ports/*/name; do
-        [ "$(cat "$name")" = "$1" ] && basename "$(dirname "$name")" && return
-    done
-    echo "init: no port $1" >&2
-    echo null
-}
-status_port=/dev/$(port status)
+# Ports under their names, as udev would have it.
 mkdir -p /dev/virtio-ports
-control=$(port control)
-ln -sf "/dev/$control" /dev/virtio-ports/control
+for port in /sys/class/virtio-ports/*; do
+    read -r name <"$port/name" && ln -sf "/dev/${port##*/}" "/dev/virtio-ports/$name"
+done
+status_port=/dev/virtio-ports/status
 
 give_up() {
     echo "init: $1"
@@ -52,6 +46,9 @@ soft_roce() {
     rdma link add "$device" type rxe netdev "$interface" || give_up "no soft-RoCE device on $interface"
 }
 
+# Nobody else is in these networks: link-local addresses, and the GIDs made of them, count at once.
+echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad
+echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
 ip link set lo up
 echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
 if [ -n "$address" ]; then
@@ -69,12 +66,6 @@ for device in /sys/class/infiniband_verbs/uverbs*; do
     # As the host's packages have it: every user may open a device, the kernel keeps them apart.
     chmod 666 "$node"
 done
-# Until duplicate address detection has ended, the link-local address and its GID may change.
-for _ in {1..50}; do
-    ip -6 address show tentative | grep -q tentative || break
-    sleep 0.1
-done
-
 mapfile -d '' -t command </etc/selvage/command
 while IFS= read -r -d '' variable; do
     export "${variable?}"
@@ -83,9 +74,9 @@ cd "$directory" || give_up "no folder $directory"
 
 # Through pipes, because a port can be opened once, and programs open /dev/stderr again.
 mkfifo /run/stdout /run/stderr
-cat /run/stdout >"/dev/$(port stdout)" &
+cat /run/stdout >/dev/virtio-ports/stdout &
 readers=$!
-cat /run/stderr >"/dev/$(port stderr)" &
+cat /run/stderr >/dev/virtio-ports/stderr &
 readers="$readers $!"
 echo "ready $(cut -d' ' -f1 /proc/uptime)" >"$status_port"
 setsid "${command[@]}" </dev/null >/run/stdout 2>/run/stderr
