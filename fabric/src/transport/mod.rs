@@ -11,7 +11,6 @@ mod region;
 pub mod select;
 pub mod shm;
 pub mod sim;
-#[cfg(feature = "verbs")]
 pub mod verbs;
 
 use crate::archive::ArchiveLimits;

@@ -5,15 +5,16 @@ use crate::archive::ArchiveLimits;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::lease::{
     self, BadCells, LeaseHeader, LeaseIndex, LeaseMemory, NODE_BEAT_OFFSET, NODE_SESSIONS_OFFSET,
-    SEAL_OFFSET, SEALED, SERVER_BEAT_OFFSET, ScanReport, SessionCopy,
+    SEAL_OFFSET, SEALED, SERVER_BEAT_OFFSET, ScanReport, SessionCopy, Words,
 };
-use crate::sync::words::fence_full;
+use crate::sync::words::{AtomicU64, fence_full};
 use crate::transport::{Region, ServerEnd};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes of the huge pages that are asked for.
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
@@ -112,6 +113,27 @@ impl ServerLease {
         self.sealed.load(Ordering::Acquire)
     }
 
+    /// Looks at the slot table until two looks at it see the same, `looks_max` times at most. Whether they
+    /// did: if every way into the lease is shut, they do.
+    ///
+    /// # Errors
+    /// `Invalid` unless it is sealed.
+    pub fn settle(&self, looks_max: u32) -> Result<bool> {
+        self.require_sealed()?;
+        let geometry = &self.header.geometry;
+        let slots = (geometry.heap_offset() - geometry.slots_offset()) as usize / size_of::<u64>();
+        let first = geometry.slots_offset() as usize / size_of::<u64>();
+        let words = self.mapping.words().get(first..first + slots).unwrap_or_default();
+        let mut before = None;
+        for _ in 0..looks_max {
+            let now = digest(words);
+            if before.replace(now) == Some(now) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Reads all slots of a sealed lease.
     ///
     /// # Errors
@@ -188,6 +210,19 @@ impl ServerEnd for ServerLease {
     fn node_sessions(&self) -> u64 {
         self.node_sessions()
     }
+}
+
+/// A hash of words that others may be changing.
+fn digest(words: &[AtomicU64]) -> u128 {
+    let mut hash = Xxh3::new();
+    let mut piece = [0; 512];
+    for words in words.chunks(piece.len() / size_of::<u64>()) {
+        for (bytes, word) in piece.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *bytes = word.load(Ordering::Acquire).to_ne_bytes();
+        }
+        hash.update(&piece[..words.len() * size_of::<u64>()]);
+    }
+    hash.digest128()
 }
 
 /// A memfd of `bytes` bytes with all its memory, sealed and mapped.

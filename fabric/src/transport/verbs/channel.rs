@@ -1,7 +1,9 @@
 //! What a node's link is built on: a connected queue pair and all that a work request must name.
 //! [`super::setup`] makes it; [`super::data::VerbsLink`] owns it and is the only one that posts.
 
-use super::device::Device;
+use super::choose::Choice;
+use super::device::{Device, describe};
+use super::endpoint::mtu_bytes;
 use super::objects::{Cq, Mr, Qp};
 use crate::control::message::RemoteMemory;
 use crate::ident::Incarnation;
@@ -23,7 +25,9 @@ pub(super) struct Channel {
     pub(super) source: Arc<Mr>,
     /// The lease at the server.
     pub(super) lease: RemoteLease,
-    /// The device. Its `fault()` says why every link over it is broken, if it is.
+    /// The way there.
+    pub(super) path: Path,
+    /// The device. Kept to the last.
     pub(super) device: Arc<Device>,
 }
 
@@ -37,4 +41,36 @@ pub(super) struct RemoteLease {
     pub(super) geometry: LeaseGeometry,
     /// The server's incarnation (R6).
     pub(super) server: Incarnation,
+}
+
+/// The way of a connection, and up to when it is known to hold.
+pub(super) struct Path {
+    /// This end.
+    pub(super) choice: Choice,
+    /// Path MTU as an exponent.
+    pub(super) mtu: u8,
+    /// The device's count of changes up to which this end's GID and LID are known to be what they were.
+    pub(super) changes: u32,
+}
+
+impl Channel {
+    /// Takes note of the device's events, and says why the link is of no more use, if so: the device has
+    /// failed, or its port has another address now. Completions say the rest. Never blocks; a system call.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.device.take_events();
+        if let Some(fault) = self.device.fault() {
+            return Some(fault.to_owned());
+        }
+        let Path { choice, changes, .. } = &self.path;
+        if self.device.changes() == *changes || self.device.still_has(choice) {
+            return None;
+        }
+        let (device, number) = (&choice.device, choice.port.number);
+        Some(format!("RDMA device {device} port {number} has another address now; links are opened again"))
+    }
+
+    /// Device, port, GID and path MTU; for people.
+    pub(super) fn detail(&self) -> String {
+        format!("{}, path MTU {}", describe(&self.path.choice), mtu_bytes(self.path.mtu))
+    }
 }

@@ -12,8 +12,8 @@ impl VerbsLink {
         Self { channel }
     }
 
-    /// The device that it goes over.
-    pub fn device(&self) -> &str {
-        &self.channel.device.name
+    /// Device, port, GID and path MTU; for people.
+    pub fn path(&self) -> String {
+        self.channel.detail()
     }
 }

@@ -3,23 +3,50 @@
 //!
 //! - `choose` picks device, port and GID from a plain description; `device` makes the description and opens
 //!   devices; `endpoint` is what both sides tell each other over control, and the attributes of queue pairs.
-//! - [`setup`] (node) and [`server`] (server) connect: one round trip over a control connection that then
-//!   stands for the link's life.
-//! - `channel` is what setup hands to the data path in [`data`]: a queue pair in RTS, its completion queue,
+//! - `setup` (node: [`Opening`]) and `server` ([`Door`]) connect: one round trip over a control connection that
+//!   then stands for the link's life.
+//! - `channel` is what setup hands to the data path in `data`: a queue pair in RTS, its completion queue,
 //!   the registered cache segment, and where the lease lies.
-//! - `objects` owns what libibverbs gives out; it and the modules that post have the unsafe code.
+//! - `objects` owns what libibverbs gives out.
 //!
-//! libibverbs is found at run time: without it, or without a device, [`availability`] says so and all else
-//! works.
+//! The unsafe code is in `objects`, `device` and `data`. Without the feature `verbs`, `absent` has the same
+//! names, so that callers need not care.
+//!
+//! libibverbs is found at run time: without it, or without a device, [`Verbs::availability`] says so and all
+//! else works. Native InfiniBand is not tested on hardware.
 
-#![allow(dead_code, reason = "the data path and the daemons come next")]
+#![cfg_attr(feature = "verbs", allow(dead_code, reason = "the data path comes next"))]
 
+#[cfg(not(feature = "verbs"))]
+mod absent;
+#[cfg(feature = "verbs")]
 mod channel;
-pub mod data;
+#[cfg(feature = "verbs")]
+mod choose;
+#[cfg(feature = "verbs")]
+mod data;
+#[cfg(feature = "verbs")]
 mod device;
+#[cfg(feature = "verbs")]
+mod endpoint;
+#[cfg(feature = "verbs")]
+mod error;
+#[cfg(feature = "verbs")]
 mod objects;
+#[cfg(feature = "verbs")]
+mod server;
+#[cfg(feature = "verbs")]
+mod setup;
 
-pub use data::VerbsLink;
+#[cfg(not(feature = "verbs"))]
+pub use absent::{Door, Opening, Verbs, VerbsLink};
+#[cfg(feature = "verbs")]
+pub use {data::VerbsLink, device::Verbs, server::Door, setup::Opening};
+
+/// Names a control connection, and so one link, for its life.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct PeerId(pub u64);
 
 /// Work requests of a link beyond its pushes: beats and bulk reads.
+#[cfg(feature = "verbs")]
 const EXTRA_WRS: u32 = 32;
