@@ -69,8 +69,8 @@ pub(super) fn faulted(fault: &str) -> Error {
 pub(super) fn memlock(name: &str, bytes: usize, limits: MemlockLimits) -> Error {
     let MemlockLimits { limit, pinned } = limits;
     let what = format!(
-        "RDMA device {name} must pin {bytes} bytes, and RLIMIT_MEMLOCK is {limit} of which {pinned} are used: \
-         set LimitMEMLOCK=infinity in the systemd unit (or `ulimit -l unlimited`, or memlock in \
+        "RDMA device {name} must pin {bytes} bytes, and RLIMIT_MEMLOCK is {limit} of which {pinned} are \
+         used: set LimitMEMLOCK=infinity in the systemd unit (or `ulimit -l unlimited`, or memlock in \
          /etc/security/limits.conf)"
     );
     // It is the host's limit, not its memory: nothing will change by itself.

@@ -3,8 +3,8 @@
 //!
 //! - `choose` picks device, port and GID from a plain description; `device` makes the description and opens
 //!   devices; `endpoint` is what both sides tell each other over control, and the attributes of queue pairs.
-//! - `setup` (node: [`Opening`]) and `server` ([`Door`]) connect: one round trip over a control connection that
-//!   then stands for the link's life.
+//! - `setup` (node: [`Opening`]) and `server` ([`Door`]) connect: one round trip over a control connection
+//!   that then stands for the link's life.
 //! - `channel` is what setup hands to the data path in `data`: a queue pair in RTS, its completion queue,
 //!   the registered cache segment, and where the lease lies.
 //! - `objects` owns what libibverbs gives out.
