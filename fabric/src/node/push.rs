@@ -237,6 +237,10 @@ fn finish(host: &Host, hold: &mut Hold, open: Open<'_>, stamp: &Stamp, deadline:
             hold.cancel_push(&open.push)?;
             Ok(End::Full)
         }
+        Some(Outcome::Failed(FailKind::NotPosted)) => {
+            hold.cancel_push(&open.push)?;
+            Ok(End::Failed)
+        }
         Some(Outcome::Failed(FailKind::Disconnected | FailKind::Revoked)) | None => {
             if holds(Rule::R4FreshSlot) {
                 hold.abandon_push(&open.push)?;

@@ -56,7 +56,7 @@ pub enum Outcome {
     /// The lease is sealed: no ack from any lease of this incarnation counts any more (R2).
     Sealed,
     /// It is unknown whether the push arrived; slot and blocks must be quarantined (R4) unless `kind` is
-    /// `Bounds`.
+    /// `Bounds` or `NotPosted`.
     Failed(FailKind),
 }
 
@@ -65,6 +65,9 @@ pub enum Outcome {
 pub enum FailKind {
     /// Slot or block lie outside the lease; nothing was written.
     Bounds,
+    /// The link has not taken it: as many pushes are under way as it can hold, or it was broken before
+    /// ([`Link::is_broken`] tells which). Nothing was written and nothing will be.
+    NotPosted,
     /// The link is cut.
     Disconnected,
     /// The server has taken the memory away: it has sealed the lease, or it is going. The hardware cannot
@@ -99,9 +102,9 @@ pub trait Link: Send + Sync {
     /// How a pending push ended, if it has; told once. Each call also makes the link look for the ends of all
     /// its pushes; threads may ask for different pushes at the same time.
     fn poll(&self, push: PushId) -> Option<Outcome>;
-    /// Sleeps until a push of this link may have ended, `timeout` at most: for those who have polled long
-    /// enough. May return early.
-    fn wait(&self, timeout: Duration);
+    /// Sleeps until this push may have ended, `timeout` at most: for those who have polled long enough. May
+    /// return early.
+    fn wait(&self, push: PushId, timeout: Duration);
     /// Gives a pending push up: nobody will ask for it again. The link forgets it when it ends.
     fn forget(&self, push: PushId);
     /// Whether archives are sent from where they lie, in the cache segment, instead of being copied by

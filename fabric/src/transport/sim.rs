@@ -270,7 +270,7 @@ impl Link for SimLink {
     }
 
     /// Nothing lands but by polling, so there is nothing to wait for.
-    fn wait(&self, _timeout: Duration) {}
+    fn wait(&self, _push: PushId, _timeout: Duration) {}
 
     fn forget(&self, push: PushId) {
         let mut state = self.state();

@@ -93,7 +93,7 @@ impl Link for ShmLink {
         None
     }
 
-    fn wait(&self, _timeout: Duration) {}
+    fn wait(&self, _push: PushId, _timeout: Duration) {}
 
     fn forget(&self, _push: PushId) {}
 

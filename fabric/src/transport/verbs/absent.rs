@@ -107,7 +107,7 @@ impl Link for VerbsLink {
         match self.0 {}
     }
 
-    fn wait(&self, _timeout: Duration) {
+    fn wait(&self, _push: PushId, _timeout: Duration) {
         match self.0 {}
     }
 
