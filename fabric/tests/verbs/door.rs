@@ -1,0 +1,126 @@
+//! Doors and openings: who gets in, who is refused, and what is left afterwards.
+
+use super::support::*;
+use selvage_fabric::config::Rdma;
+use selvage_fabric::control::message::{Endpoint, RemoteMemory};
+use selvage_fabric::error::ErrorKind;
+use selvage_fabric::transport::verbs::{Door, Opening, PeerId, Verbs};
+
+#[test]
+fn what_a_connection_goes_over_is_told() {
+    let text = Verbs::new(&over(NODE_DEVICE)).availability(None).unwrap();
+    for words in ["rxe0 port 1", "RoCE v2", "10.77.0.1"] {
+        assert!(text.contains(words), "{text}");
+    }
+    // The address of the control connection decides, not the order of the devices.
+    let text = Verbs::new(&Rdma::default()).availability(Some("10.77.0.2".parse().unwrap())).unwrap();
+    assert!(text.contains("rxe1") && text.contains("10.77.0.2"), "{text}");
+}
+
+#[test]
+fn wrong_settings_are_named() {
+    for (settings, words) in [
+        (over("mlx5_7"), "device = \"mlx5_7\""),
+        (Rdma { port: Some(2), ..over("rxe0") }, "rxe0 has no port 2"),
+        (Rdma { gid_index: Some(0), ..over("rxe0") }, "gid_index = 0"),
+        (Rdma { gid_index: Some(9), ..over("rxe0") }, "gid_index = 9"),
+        (Rdma { enabled: false, ..Rdma::default() }, "switched off"),
+    ] {
+        let error = Verbs::new(&settings).availability(None).unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[test]
+fn many_processes_share_a_lease_and_leave_one_by_one() {
+    let ends = Ends::new();
+    let links: Vec<_> = (0..8).map(|peer| ends.link(peer).unwrap()).collect();
+    assert_eq!(ends.door.peers(), 8);
+    assert!(ends.door.detail().contains("path MTU 4096"), "{}", ends.door.detail());
+    ends.door.disconnect(PeerId(3)).unwrap();
+    ends.door.disconnect(PeerId(3)).unwrap();
+    ends.door.disconnect(PeerId(99)).unwrap();
+    assert_eq!(ends.door.peers(), 7);
+    // Asking again on a connection replaces its queue pair.
+    ends.link(4).unwrap();
+    assert_eq!(ends.door.peers(), 7);
+    drop(links);
+}
+
+#[test]
+fn a_sealed_door_lets_nobody_in() {
+    let ends = Ends::new();
+    let _link = ends.link(1).unwrap();
+    assert!(ends.door.is_open());
+    ends.lease.seal();
+    ends.door.seal().unwrap();
+    ends.door.seal().unwrap();
+    assert!(!ends.door.is_open());
+    assert_eq!(ends.door.peers(), 0);
+    assert!(ends.lease.settle(8).unwrap());
+    assert_eq!(ends.link(2).map(|_| ()).unwrap_err().kind, ErrorKind::OwnershipLost);
+    assert_eq!(ends.door.stage(PeerId(1), &[]).unwrap_err().kind, ErrorKind::OwnershipLost);
+}
+
+#[test]
+fn what_cannot_be_is_refused_and_changes_nothing() {
+    let ends = Ends::new();
+    let opening = Opening::begin(&ends.node, &ends.segment, None).unwrap();
+    let offer = opening.offer();
+    for (wrong, kind, words) in [
+        (Endpoint { qp_number: 1 << 24, ..offer }, ErrorKind::Corrupt, "24 bits"),
+        (Endpoint { packet_sequence: 1 << 24, ..offer }, ErrorKind::Corrupt, "24 bits"),
+        (Endpoint { mtu: 0, ..offer }, ErrorKind::Corrupt, "MTU"),
+        (Endpoint { mtu: 9, ..offer }, ErrorKind::Corrupt, "MTU"),
+        (Endpoint { gid: [0; 16], ..offer }, ErrorKind::Corrupt, "no GID"),
+        (Endpoint { ethernet: false, lid: 1, ..offer }, ErrorKind::Unreachable, "rxe1 port 1 is RoCE"),
+    ] {
+        let error = ends.door.connect(PeerId(1), &wrong).unwrap_err();
+        assert_eq!(error.kind, kind, "{error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    assert_eq!(ends.door.peers(), 0);
+    let (endpoint, memory) = ends.door.connect(PeerId(1), &offer).unwrap();
+    let geometry = ends.lease.header().geometry;
+    let short = RemoteMemory { bytes: geometry.total_bytes() - 1, ..memory };
+    let error = opening.finish(&endpoint, short, geometry, SERVER).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
+}
+
+#[test]
+fn ends_of_different_mtu_use_the_smaller_one() {
+    let ends = Ends::new();
+    let opening = Opening::begin(&ends.node, &ends.segment, None).unwrap();
+    let offer = Endpoint { mtu: 3, ..opening.offer() };
+    let (endpoint, memory) = ends.door.connect(PeerId(1), &offer).unwrap();
+    assert!(ends.door.detail().contains("path MTU 1024"), "{}", ends.door.detail());
+    let answer = Endpoint { mtu: 3, ..endpoint };
+    let link = opening.finish(&answer, memory, ends.lease.header().geometry, SERVER).unwrap();
+    assert!(link.path().contains("path MTU 1024"), "{}", link.path());
+}
+
+#[test]
+fn staging_is_bounded_and_needs_a_link() {
+    let ends = Ends::new();
+    assert_eq!(ends.door.stage(PeerId(1), &[b"x"]).unwrap_err().kind, ErrorKind::Denied);
+    let _link = ends.link(1).unwrap();
+    let big = vec![7; ARCHIVE_BYTES_MAX];
+    let memory = ends.door.stage(PeerId(1), &[&big, b"tail"]).unwrap();
+    assert_eq!(memory.bytes, ARCHIVE_BYTES_MAX as u64 + 4);
+    let error = ends.door.stage(PeerId(1), &[&big, &big, &big]).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::TooLarge, "{error}");
+    let again = ends.door.stage(PeerId(1), &[b"other"]).unwrap();
+    assert_eq!((again.address, again.key), (memory.address, memory.key));
+}
+
+#[test]
+fn a_door_outlives_its_lease_and_its_device_handle() {
+    let Ends { node, server, lease, door, segment } = Ends::new();
+    let link = connect(&node, &segment, &door, &lease, PeerId(1)).unwrap();
+    // The card may write until the door is sealed, so the memory stays.
+    drop((lease, server, segment, node));
+    door.seal().unwrap();
+    drop(link);
+    let fresh = Verbs::new(&over(SERVER_DEVICE));
+    Door::open(&fresh, &lease_of("n2"), None, ARCHIVE_BYTES_MAX).unwrap();
+}
