@@ -1,23 +1,30 @@
-//! The director's control socket: stewards connect here, register, beat and are told views.
+//! Where stewards come to the director: register, beat and are told views; at its socket on this host, and at
+//! its TCP address from others.
 //!
-//! Every local user can open it, so the kernel's word about the peer's user id is checked against the node's,
-//! before anything that the peer says counts. Whoever sends what is no message is cut off and counted.
+//! Every local user can open the socket, so the kernel's word about the peer's user id is checked against the
+//! node's; whoever comes from another host must have the node's certificate. Before that nothing that the
+//! peer says counts and nothing is told. Whoever sends what is no message, is slow, or is not who it says, is
+//! cut off and counted, and costs others nothing.
 
 use crate::cluster::{Event, Link};
 use crate::driver::Handle;
-use crate::limits;
-use crate::metrics::Metrics;
-use crate::wire;
+use crate::lobby::{Guest, Lobby};
+use crate::metrics::{Cut, Metrics};
+use crate::wire::{From, To};
+use crate::{limits, remote, wire};
 use selvage_fabric::config::Config;
+use selvage_fabric::control::member::Member;
 use selvage_fabric::control::message::{FromDirector, Hello, HelloReply, Refusal, Role, ToDirector};
-use selvage_fabric::control::stream::answer_hello;
+use selvage_fabric::control::stream::{answer_hello, refusal_error};
+use selvage_fabric::control::tls::Keyring;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::limits as fabric_limits;
-use std::sync::Arc;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::rustls;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -32,19 +39,62 @@ pub struct Control {
     pub metrics: Arc<Metrics>,
     /// The director's own user.
     pub own_uid: u32,
+    /// What is said about bad peers.
+    pub complaints: Complaints,
+}
+
+/// Where stewards come in.
+#[derive(Debug)]
+pub enum Door {
+    /// From this host.
+    Local(UnixListener),
+    /// From others.
+    Remote(TcpListener, Arc<Keyring>),
+}
+
+/// One who has come in.
+enum Arrival {
+    Local(UnixStream),
+    Remote(TcpStream, Arc<Keyring>),
+}
+
+/// Who is at the other end, by the kernel's word or by its certificate.
+enum Peer {
+    User(u32),
+    Member(Member),
+}
+
+/// A steward that may speak.
+struct Steward {
+    name: String,
+    incarnation: Incarnation,
+    from: From,
+    to: To,
+}
+
+impl Door {
+    async fn accept(&self) -> std::io::Result<Arrival> {
+        match self {
+            Self::Local(listener) => Ok(Arrival::Local(listener.accept().await?.0)),
+            Self::Remote(listener, keyring) => {
+                Ok(Arrival::Remote(listener.accept().await?.0, Arc::clone(keyring)))
+            }
+        }
+    }
 }
 
 impl Control {
     /// Accepts stewards until `stop`.
-    pub async fn listen(self: Arc<Self>, listener: UnixListener, stop: CancellationToken) {
+    pub async fn listen(self: Arc<Self>, door: Door, stop: CancellationToken) {
         let places = Arc::new(Semaphore::new(fabric_limits::CONNECTIONS_MAX));
+        let lobby = Lobby::new(limits::LOBBY_PLACES);
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                accepted = door.accept() => accepted,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
+            let arrival = match accepted {
+                Ok(arrival) => arrival,
                 Err(error) => {
                     warn!("cannot accept a control connection: {error}");
                     tokio::time::sleep(limits::ACCEPT_PAUSE).await;
@@ -52,34 +102,117 @@ impl Control {
                 }
             };
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                self.metrics.bad_peers.inc();
+                self.metrics.cut_peer(Cut::Crowded);
                 continue;
             };
-            let control = Arc::clone(&self);
+            let (control, guest) = (Arc::clone(&self), lobby.enter());
             tokio::spawn(async move {
-                if let Err(error) = control.converse(stream).await {
-                    match error.kind {
-                        ErrorKind::Unreachable => debug!("a steward has gone: {error}"),
-                        _ => {
-                            control.metrics.bad_peers.inc();
-                            warn!("a control peer is cut off: {error}");
-                        }
+                let ended = match control.meet(arrival, guest).await {
+                    Ok(steward) => control.converse(steward).await.map_err(|error| (cut(&error), error)),
+                    Err(why) => Err(why),
+                };
+                match ended {
+                    Err((Some(cut), error)) => {
+                        control.metrics.cut_peer(cut);
+                        control.complaints.say(&format!("a control peer is cut off: {error}"));
                     }
+                    Err((None, error)) => debug!("a steward has gone: {error}"),
+                    Ok(()) => {}
                 }
                 drop(place);
             });
         }
     }
 
-    async fn converse(&self, stream: UnixStream) -> Result<()> {
-        let peer = stream
-            .peer_cred()
-            .map_err(|error| Error::os(Origin::Control, "the kernel does not say who the peer is", error))?;
-        let (mut from, mut to) = stream.into_split();
-        let hello =
-            tokio::time::timeout(fabric_limits::HELLO_WAIT, self.greet(&mut from, &mut to, peer.uid()));
-        let late = || Error::new(ErrorKind::Timeout, Origin::Control, "no hello in time");
-        let (name, incarnation) = hello.await.map_err(|_| late())??;
+    /// From a connection to a steward that may speak; bounded in time, and by how many others come.
+    async fn meet(
+        &self,
+        arrival: Arrival,
+        guest: Guest,
+    ) -> std::result::Result<Steward, (Option<Cut>, Error)> {
+        let error = |kind, what| Error::new(kind, Origin::Control, what);
+        tokio::select! {
+            () = guest.crowded_out() => {
+                let what = "too many others came before it had shown who it is";
+                Err((Some(Cut::Crowded), error(ErrorKind::Busy, what)))
+            }
+            met = tokio::time::timeout(fabric_limits::HELLO_WAIT, self.introduce(arrival)) => match met {
+                Ok(met) => met,
+                Err(_) => Err((Some(Cut::Slow), error(ErrorKind::Timeout, "no hello in time"))),
+            },
+        }
+    }
+
+    async fn introduce(&self, arrival: Arrival) -> std::result::Result<Steward, (Option<Cut>, Error)> {
+        let (peer, from, to) = match arrival {
+            Arrival::Local(stream) => {
+                let user = stream.peer_cred().map_err(|error| {
+                    Error::os(Origin::Control, "the kernel does not say who the peer is", error)
+                });
+                let user = user.map_err(|error| (Some(Cut::Denied), error))?;
+                let (from, to) = wire::halves_of_unix(stream);
+                (Peer::User(user.uid()), from, to)
+            }
+            Arrival::Remote(stream, keyring) => {
+                let (member, from, to) = remote::accept(stream, &keyring).await.map_err(|error| {
+                    let cut = match error.kind {
+                        ErrorKind::Denied => Some(Cut::Certificate),
+                        _ => cut(&error),
+                    };
+                    (cut, error)
+                })?;
+                (Peer::Member(member), from, to)
+            }
+        };
+        self.greet(peer, from, to).await.map_err(|error| (cut(&error), error))
+    }
+
+    /// The hello: protocol, cluster, and whether the peer is who it says.
+    async fn greet(&self, peer: Peer, mut from: From, mut to: To) -> Result<Steward> {
+        let hello: Hello = wire::receive(&mut from, limits::HELLO_BYTES_MAX).await?;
+        let cluster = &self.config.cluster.name;
+        let reply = answer_hello(&hello, cluster, Incarnation::NONE, |hello| self.authorise(hello, &peer));
+        wire::send(&mut to, &reply).await?;
+        match (reply, hello.role) {
+            (HelloReply::Welcome { .. }, Role::Node { name, incarnation, .. }) => {
+                Ok(Steward { name, incarnation, from, to })
+            }
+            (HelloReply::Refused(refusal), role) => {
+                let kind = refusal_error(&refusal).kind;
+                let why = format!("{peer} as {role:?} was refused: {refusal:?}");
+                Err(Error::new(kind, Origin::Control, why))
+            }
+            (HelloReply::Welcome { .. }, role) => {
+                Err(Error::new(ErrorKind::Denied, Origin::Control, format!("{role:?} is no node")))
+            }
+        }
+    }
+
+    fn authorise(&self, hello: &Hello, peer: &Peer) -> std::result::Result<(), Refusal> {
+        let Role::Node { name, .. } = &hello.role else {
+            let why = "the director talks to nodes here; operators use the admin API";
+            return Err(Refusal::Denied(why.to_owned()));
+        };
+        let uid = match peer {
+            Peer::Member(member) => {
+                member.may_be(&hello.role)?;
+                None
+            }
+            Peer::User(uid) => Some(*uid),
+        };
+        let Some(node) = self.config.node(name) else {
+            return Err(Refusal::Denied(format!("no node \"{name}\" is configured")));
+        };
+        match uid {
+            Some(uid) if !(node.uids.contains(&uid) || node.uids.is_empty() && uid == self.own_uid) => {
+                Err(Refusal::Denied(format!("user {uid} may not act for node \"{name}\"")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn converse(&self, steward: Steward) -> Result<()> {
+        let Steward { name, incarnation, from, to } = steward;
         let link = self.handle.next_link();
         let messages = self.handle.open_node(link, name, incarnation).await;
         let ended = tokio::select! {
@@ -90,45 +223,7 @@ impl Control {
         ended
     }
 
-    /// The hello: protocol, cluster, user.
-    async fn greet(
-        &self,
-        from: &mut OwnedReadHalf,
-        to: &mut OwnedWriteHalf,
-        uid: u32,
-    ) -> Result<(String, Incarnation)> {
-        let hello: Hello = wire::receive(from, limits::NODE_MESSAGE_BYTES_MAX).await?;
-        let cluster = &self.config.cluster.name;
-        let reply = answer_hello(&hello, cluster, Incarnation::NONE, |hello| self.authorise(hello, uid));
-        wire::send(to, &reply).await?;
-        match (reply, hello.role) {
-            (HelloReply::Welcome { .. }, Role::Node { name, incarnation, .. }) => Ok((name, incarnation)),
-            (reply, role) => {
-                let why = format!("user {uid} as {role:?} was refused: {reply:?}");
-                Err(Error::new(ErrorKind::Denied, Origin::Control, why))
-            }
-        }
-    }
-
-    fn authorise(&self, hello: &Hello, uid: u32) -> std::result::Result<(), Refusal> {
-        let Role::Node { name, .. } = &hello.role else {
-            let why = "the director talks to nodes here; operators use the admin API";
-            return Err(Refusal::Denied(why.to_owned()));
-        };
-        let Some(node) = self.config.node(name) else {
-            return Err(Refusal::Denied(format!("no node \"{name}\" is configured")));
-        };
-        let allowed = match node.uids.as_slice() {
-            [] => uid == self.own_uid,
-            uids => uids.contains(&uid),
-        };
-        match allowed {
-            true => Ok(()),
-            false => Err(Refusal::Denied(format!("user {uid} may not act for node \"{name}\""))),
-        }
-    }
-
-    async fn read(&self, link: Link, mut from: OwnedReadHalf) -> Result<()> {
+    async fn read(&self, link: Link, mut from: From) -> Result<()> {
         loop {
             let mut message: ToDirector = wire::receive(&mut from, limits::NODE_MESSAGE_BYTES_MAX).await?;
             check(&mut message)?;
@@ -139,11 +234,62 @@ impl Control {
     }
 }
 
-async fn write(mut messages: mpsc::Receiver<FromDirector>, mut to: OwnedWriteHalf) -> Result<()> {
+async fn write(mut messages: mpsc::Receiver<FromDirector>, mut to: To) -> Result<()> {
     while let Some(message) = messages.recv().await {
         wire::send(&mut to, &message).await?;
     }
     Ok(())
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(uid) => write!(f, "user {uid}"),
+            Self::Member(member) => member.fmt(f),
+        }
+    }
+}
+
+/// What a peer is counted as that was cut off with this error; `None` if it just went away.
+pub(crate) fn cut(error: &Error) -> Option<Cut> {
+    let source = error.source.as_deref();
+    match error.kind {
+        ErrorKind::Unreachable => None,
+        ErrorKind::Denied if source.is_some_and(|source| source.is::<rustls::Error>()) => {
+            Some(Cut::Certificate)
+        }
+        ErrorKind::Denied => Some(Cut::Denied),
+        ErrorKind::VersionMismatch => Some(Cut::Version),
+        // The kernel's own word, not a limit of ours.
+        ErrorKind::Timeout if source.is_some() => Some(Cut::Vanished),
+        ErrorKind::Timeout => Some(Cut::Slow),
+        _ => Some(Cut::Garbage),
+    }
+}
+
+/// Lines of the log about bad peers: not more than one in [`limits::COMPLAINT_PAUSE`].
+#[derive(Debug, Default)]
+pub struct Complaints {
+    /// When the last one was written, and how many were not since.
+    last: Mutex<(Option<Instant>, u64)>,
+}
+
+impl Complaints {
+    /// Says it, or counts it for the next time.
+    pub fn say(&self, text: &str) {
+        let now = Instant::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *last {
+            (Some(at), unsaid) if now.duration_since(*at) < limits::COMPLAINT_PAUSE => *unsaid += 1,
+            (at, unsaid) => {
+                match std::mem::take(unsaid) {
+                    0 => warn!("{text}"),
+                    more => warn!("{text} (and {more} others before it)"),
+                }
+                *at = Some(now);
+            }
+        }
+    }
 }
 
 /// Every count of a message against its limit; texts for people made fit for a terminal.

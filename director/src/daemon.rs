@@ -5,8 +5,9 @@
 
 use crate::admin::Admin;
 use crate::cluster::Settings;
-use crate::control::Control;
+use crate::control::{Complaints, Control, Door};
 use crate::driver::{Driver, Handle};
+use crate::limits;
 use crate::metrics::Metrics;
 use crate::place::{self, Place};
 use crate::proxy::listen::listen;
@@ -14,10 +15,13 @@ use crate::proxy::phases::Proxy;
 use crate::proxy::routes::Routes;
 use crate::server_link::ServerLink;
 use selvage_fabric::config::Config;
+use selvage_fabric::control::member::Member;
+use selvage_fabric::control::tls::Keyring;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -33,20 +37,25 @@ pub fn run(config: Config) -> Result<()> {
     let signals = proxy_runtime.block_on(async { Signals::listen() })?;
     // Lives to the end: the lock and the socket go last.
     let (_place, start) = Place::take(&config)?;
+    let keyring = keyring(&config)?;
     let config = Arc::new(config);
-    let routes = Arc::new(Routes::default());
+    let connect_wait = limits::CONNECT_WAIT.min(Duration::from_millis(config.director.hold_ms));
+    let routes = Arc::new(Routes::new(connect_wait));
     let metrics = Arc::new(Metrics::default());
     let settings = Settings::new(&config, start.term_min, start.drained);
     let (driver, handle) = Driver::new(settings, Arc::clone(&routes), place::drained_path(&config));
     let control = ControlSide {
         control: start.control,
+        remote: start.remote,
+        keyring,
         admin: start.admin,
         config: Arc::clone(&config),
         handle,
         metrics: Arc::clone(&metrics),
     };
     let (stop_control, stop_proxy) = (CancellationToken::new(), CancellationToken::new());
-    let control_runtime = runtime(Builder::new_current_thread().enable_all())?;
+    let mut builder = Builder::new_current_thread();
+    let control_runtime = runtime(builder.enable_all().event_interval(limits::CONTROL_TURN))?;
     let (stop, gone) = (stop_control.clone(), stop_proxy.clone().drop_guard());
     let control_thread = std::thread::Builder::new()
         .name("control".to_owned())
@@ -111,6 +120,8 @@ impl Signals {
 /// What runs on the control thread.
 struct ControlSide {
     control: UnixListener,
+    remote: Option<TcpListener>,
+    keyring: Option<Arc<Keyring>>,
     admin: TcpListener,
     config: Arc<Config>,
     handle: Handle,
@@ -123,6 +134,8 @@ impl ControlSide {
             let link = ServerLink {
                 name: server.name.clone(),
                 socket: self.config.server_socket(&server.name),
+                remote: server.control.zip(self.keyring.clone()),
+                metrics: Arc::clone(&self.metrics),
                 cluster: self.config.cluster.name.clone(),
                 handle: self.handle.clone(),
             };
@@ -130,19 +143,30 @@ impl ControlSide {
         }
         let sockets = |error| Error::os(Origin::Director, "cannot use the control sockets", error);
         let control = tokio::net::UnixListener::from_std(self.control).map_err(sockets)?;
+        let remote = self.remote.map(tokio::net::TcpListener::from_std).transpose().map_err(sockets)?;
         let admin = tokio::net::TcpListener::from_std(self.admin).map_err(sockets)?;
         let (config, handle, metrics) = (self.config, self.handle, self.metrics);
-        let stewards = Control {
+        let stewards = Arc::new(Control {
             config: Arc::clone(&config),
             handle: handle.clone(),
             metrics: Arc::clone(&metrics),
             own_uid: place::uid(),
-        };
-        tokio::spawn(Arc::new(stewards).listen(control, stop.clone()));
+            complaints: Complaints::default(),
+        });
+        if let Some((remote, keyring)) = remote.zip(self.keyring) {
+            tokio::spawn(Arc::clone(&stewards).listen(Door::Remote(remote, keyring), stop.clone()));
+        }
+        tokio::spawn(stewards.listen(Door::Local(control), stop.clone()));
         tokio::spawn(Arc::new(Admin { config, handle, metrics }).listen(admin, stop.clone()));
         driver.run(stop).await;
         Ok(())
     }
+}
+
+/// The director's certificate, if anything is to be reached over TCP.
+fn keyring(config: &Config) -> Result<Option<Arc<Keyring>>> {
+    let remote = config.director.control.is_some() || config.servers.iter().any(|it| it.control.is_some());
+    remote.then(|| Keyring::new(config, Member::Director).map(Arc::new)).transpose()
 }
 
 fn runtime(builder: &mut Builder) -> Result<Runtime> {

@@ -36,6 +36,30 @@ pub const OUTBOX_MAX: usize = 256;
 /// Events that may wait for the cluster's state machine.
 pub const EVENTS_MAX: usize = 16 * 1024;
 
+/// Longest message of a peer that has not shown who it is, bytes.
+pub const HELLO_BYTES_MAX: usize = 4096;
+/// Peers of one listener that have not shown who they are; the oldest makes room for the next. Their
+/// handshakes run on the control thread, so as many take the time that others wait at most.
+pub const LOBBY_PLACES: usize = 32;
+/// Tasks that the control thread runs before it looks for messages again.
+pub const CONTROL_TURN: u32 = 8;
+/// Shortest interval between two lines of the log about bad peers: who floods the port must not flood it,
+/// too.
+pub const COMPLAINT_PAUSE: Duration = Duration::from_secs(1);
+/// Longest time for another host to take a control connection. A lost first packet is sent again by TCP only
+/// after a second, so a new attempt comes sooner.
+pub const CONTROL_CONNECT_WAIT: Duration = Duration::from_millis(300);
+/// Silence periods without an acknowledgement after which a control connection to another host is given up,
+/// and the least time for that.
+pub const VANISHED_FACTOR: u32 = 4;
+/// See [`VANISHED_FACTOR`].
+pub const VANISHED_MIN: Duration = Duration::from_secs(1);
+/// Pause before an idle connection to another host is probed, and between two probes.
+pub const KEEPALIVE_PAUSE: Duration = Duration::from_secs(1);
+/// A node's host that acknowledges nothing for so long on a connection with requests has lost that one,
+/// whatever the view says.
+pub const UPSTREAM_VANISHED: Duration = Duration::from_secs(10);
+
 /// Longest message from a node, bytes.
 pub const NODE_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Longest message from a server, bytes.
@@ -56,7 +80,7 @@ pub const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 /// Pause after a connection to a server broke.
 pub const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(2);
 
-/// Longest time to connect to a node.
+/// Longest time to connect to a node; no longer than a request may be held.
 pub const CONNECT_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait for the head of a node's response.
 pub const RESPONSE_WAIT: Duration = Duration::from_secs(300);
@@ -84,4 +108,6 @@ const _: () = assert!(VIEW_WORK_FACTOR < VIEW_BEHIND_FACTOR);
 const _: () = assert!(EVIDENCE_FACTOR < VIEW_BEHIND_FACTOR);
 const _: () = assert!(BEATS_OPEN_MAX > 1 && (BEATS_OPEN_MAX as usize) < OUTBOX_MAX);
 const _: () = assert!(STOP_WAIT.as_secs() < ADOPTION_WAIT.as_secs());
+const _: () = assert!(VANISHED_FACTOR > EVIDENCE_FACTOR);
+const _: () = assert!(HELLO_BYTES_MAX < NODE_MESSAGE_BYTES_MAX);
 const _: () = assert!(REFUSED_PAUSE.as_millis() < CONNECT_WAIT.as_millis());

@@ -32,6 +32,30 @@ struct ByOutcome {
     result: Outcome,
 }
 
+/// Why a control peer was cut off.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Cut {
+    /// Its certificate is not accepted, or it does not accept ours.
+    Certificate,
+    /// Its certificate or user may not be what it says it is.
+    Denied,
+    /// It speaks no version of the protocol that we do.
+    Version,
+    /// What it sent is no TLS, or no message.
+    Garbage,
+    /// It did not show who it is in time, or does not read.
+    Slow,
+    /// Its host vanished without a word.
+    Vanished,
+    /// Too many came at once.
+    Crowded,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct ByReason {
+    reason: Cut,
+}
+
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
 struct ByName {
     name: String,
@@ -68,8 +92,8 @@ pub struct Metrics {
     pub retries: Counter,
     /// "Elsewhere" answers of nodes.
     pub elsewhere: Counter,
-    /// Control peers that were refused or cut off.
-    pub bad_peers: Counter,
+    bad_peers: Counter,
+    cut_peers: Family<ByReason, Counter>,
 }
 
 impl Default for Metrics {
@@ -85,7 +109,10 @@ impl Default for Metrics {
             elsewhere.clone(),
         );
         registry.register("selvage_control_bad_peers", "Control peers refused or cut off", bad_peers.clone());
-        Self { registry, requests, retries, elsewhere, bad_peers }
+        let cut_peers = Family::<ByReason, Counter>::default();
+        let help = "Control peers refused or cut off, by reason";
+        registry.register("selvage_control_cut_peers", help, cut_peers.clone());
+        Self { registry, requests, retries, elsewhere, bad_peers, cut_peers }
     }
 }
 
@@ -110,7 +137,28 @@ impl EncodeLabelValue for Outcome {
     }
 }
 
+impl EncodeLabelValue for Cut {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let text = match self {
+            Self::Certificate => "certificate",
+            Self::Denied => "denied",
+            Self::Version => "version",
+            Self::Garbage => "garbage",
+            Self::Slow => "slow",
+            Self::Vanished => "vanished",
+            Self::Crowded => "crowded",
+        };
+        text.encode(encoder)
+    }
+}
+
 impl Metrics {
+    /// Counts a control peer that was refused or cut off.
+    pub fn cut_peer(&self, reason: Cut) {
+        self.bad_peers.inc();
+        self.cut_peers.get_or_create(&ByReason { reason }).inc();
+    }
+
     /// Counts a request.
     pub fn request(&self, result: Outcome) {
         self.requests.get_or_create(&ByOutcome { result }).inc();

@@ -26,6 +26,8 @@ pub struct Place {
 pub struct Start {
     /// Where stewards connect.
     pub control: UnixListener,
+    /// Where stewards of other hosts connect, if they may.
+    pub remote: Option<TcpListener>,
     /// Where browsers connect.
     pub browsers: TcpListener,
     /// Where operators connect.
@@ -49,12 +51,13 @@ impl Place {
         }
         let browsers = listen(config.director.listen, "listen")?;
         let admin = listen(config.director.admin_listen, "admin_listen")?;
+        let remote = config.director.control.map(|address| listen(address, "control")).transpose()?;
         let socket = config.director_socket();
         let control = control(&socket)?;
         let term_min = next_term(&config.cluster.run_dir.join("director.term"))?;
         let drained = std::fs::read_to_string(drained_path(config)).unwrap_or_default();
         let drained = drained.lines().map(str::to_owned).collect();
-        Ok((Self { socket, _lock: lock }, Start { control, browsers, admin, drained, term_min }))
+        Ok((Self { socket, _lock: lock }, Start { control, remote, browsers, admin, drained, term_min }))
     }
 }
 

@@ -1,20 +1,27 @@
 //! The director's connection to each session server: kept up for ever, requests in order, answers as events.
+//! By the server's socket if it is on this host, else by its address over TCP and TLS.
 
 use crate::cluster::{Event, Link};
-use crate::control::{counters_are_good, make_plain};
+use crate::control::{counters_are_good, cut, make_plain};
 use crate::driver::Handle;
-use crate::limits;
-use crate::wire;
+use crate::metrics::Metrics;
+use crate::wire::{From, To};
+use crate::{limits, remote, wire};
+use selvage_fabric::control::member::Member;
 use selvage_fabric::control::message::{
     FromServer, Hello, HelloReply, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal, Role, ServerReport,
     ToServer,
 };
+use selvage_fabric::control::stream::refusal_error;
+use selvage_fabric::control::tls::Keyring;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::limits as fabric_limits;
+use std::io::ErrorKind as IoErrorKind;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -23,12 +30,16 @@ use tracing::{debug, warn};
 pub struct ServerLink {
     /// Its configured name.
     pub name: String,
-    /// Its control socket.
+    /// Its control socket, if it is on this host.
     pub socket: PathBuf,
+    /// Its address for other hosts, if it has one, and how to show who we are there.
+    pub remote: Option<(SocketAddr, Arc<Keyring>)>,
     /// The cluster's name.
     pub cluster: String,
     /// The state machine.
     pub handle: Handle,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
 }
 
 impl ServerLink {
@@ -47,6 +58,7 @@ impl ServerLink {
                     let ended = self.converse(from, to, incarnation).await;
                     match ended {
                         Err(error) if error.kind != ErrorKind::Unreachable => {
+                            self.count(&error);
                             warn!("server {} is cut off: {error}", self.name);
                         }
                         _ => debug!("the connection to server {} is gone", self.name),
@@ -60,6 +72,7 @@ impl ServerLink {
                     let text = error.to_string();
                     if text != told {
                         warn!("server {}: {text}", self.name);
+                        self.count(&error);
                         told = text;
                     }
                 }
@@ -68,18 +81,28 @@ impl ServerLink {
         }
     }
 
-    /// `None`: nobody listens.
-    async fn connect(&self) -> Result<Option<(OwnedReadHalf, OwnedWriteHalf, Incarnation)>> {
-        let stream = match UnixStream::connect(&self.socket).await {
-            Ok(stream) => stream,
-            Err(error) => {
-                return match error.kind() {
-                    std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => Ok(None),
-                    _ => Err(Error::os(Origin::Control, "cannot connect", error)),
-                };
-            }
+    /// `None`: nobody listens. Where the server has an address, that decides: a socket that is not there, or
+    /// that nobody answers at, says only that the server is not on this host.
+    async fn connect(&self) -> Result<Option<(From, To, Incarnation)>> {
+        let greeted = async {
+            let Some((from, to)) = self.reach().await? else { return Ok(None) };
+            self.greet(from, to).await.map(Some)
         };
-        let (mut from, mut to) = stream.into_split();
+        let late = || Error::new(ErrorKind::Timeout, Origin::Control, "it does not answer the hello");
+        tokio::time::timeout(fabric_limits::HELLO_WAIT, greeted).await.map_err(|_| late())?
+    }
+
+    async fn reach(&self) -> Result<Option<(From, To)>> {
+        match UnixStream::connect(&self.socket).await {
+            Ok(stream) => return Ok(Some(wire::halves_of_unix(stream))),
+            Err(error) if matches!(error.kind(), IoErrorKind::NotFound | IoErrorKind::ConnectionRefused) => {}
+            Err(error) => return Err(Error::os(Origin::Control, "cannot connect", error)),
+        }
+        let Some((address, keyring)) = &self.remote else { return Ok(None) };
+        remote::connect(*address, keyring, &Member::Server(self.name.clone())).await
+    }
+
+    async fn greet(&self, mut from: From, mut to: To) -> Result<(From, To, Incarnation)> {
         let hello = Hello {
             protocol_min: PROTOCOL_VERSION_MIN,
             protocol_max: PROTOCOL_VERSION,
@@ -87,23 +110,19 @@ impl ServerLink {
             role: Role::Director,
         };
         wire::send(&mut to, &hello).await?;
-        let reply = wire::receive::<HelloReply>(&mut from, limits::NODE_MESSAGE_BYTES_MAX);
-        let late = || Error::new(ErrorKind::Timeout, Origin::Control, "it does not answer the hello");
-        match tokio::time::timeout(fabric_limits::HELLO_WAIT, reply).await.map_err(|_| late())?? {
-            HelloReply::Welcome { incarnation, .. } => Ok(Some((from, to, incarnation))),
-            HelloReply::Refused(refusal) => {
-                let why = format!("it refuses the director: {refusal:?}");
-                Err(Error::new(ErrorKind::Denied, Origin::Control, why))
-            }
+        match wire::receive::<HelloReply>(&mut from, limits::NODE_MESSAGE_BYTES_MAX).await? {
+            HelloReply::Welcome { incarnation, .. } => Ok((from, to, incarnation)),
+            HelloReply::Refused(refusal) => Err(refusal_error(&refusal)),
         }
     }
 
-    async fn converse(
-        &self,
-        from: OwnedReadHalf,
-        to: OwnedWriteHalf,
-        incarnation: Incarnation,
-    ) -> Result<()> {
+    fn count(&self, error: &Error) {
+        if let Some(cut) = cut(error) {
+            self.metrics.cut_peer(cut);
+        }
+    }
+
+    async fn converse(&self, from: From, to: To, incarnation: Incarnation) -> Result<()> {
         let link = self.handle.next_link();
         let messages = self.handle.open_server(link, self.name.clone(), incarnation).await;
         let ended = tokio::select! {
@@ -114,7 +133,7 @@ impl ServerLink {
         ended
     }
 
-    async fn read(&self, link: Link, mut from: OwnedReadHalf) -> Result<()> {
+    async fn read(&self, link: Link, mut from: From) -> Result<()> {
         loop {
             let event = match wire::receive(&mut from, limits::SERVER_MESSAGE_BYTES_MAX).await? {
                 FromServer::Report(mut report) => {
@@ -156,7 +175,7 @@ impl ServerLink {
     }
 }
 
-async fn write(mut messages: mpsc::Receiver<ToServer>, mut to: OwnedWriteHalf) -> Result<()> {
+async fn write(mut messages: mpsc::Receiver<ToServer>, mut to: To) -> Result<()> {
     while let Some(message) = messages.recv().await {
         wire::send(&mut to, &message).await?;
     }

@@ -1,5 +1,6 @@
 //! The table that the view makes, and the choice of a node for a request.
 
+use crate::limits;
 use crate::proxy::upstream::Upstream;
 use hyper::http::uri::Authority;
 use selvage_fabric::ident::{Cookie, Incarnation};
@@ -8,6 +9,7 @@ use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::view::{NodeState, View};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -26,6 +28,7 @@ pub struct Routes {
     table: watch::Sender<Arc<Table>>,
     /// Turns among equals.
     turn: AtomicUsize,
+    connect_wait: Duration,
 }
 
 /// Where a request goes.
@@ -39,11 +42,16 @@ pub enum Choice {
 
 impl Default for Routes {
     fn default() -> Self {
-        Self { table: watch::Sender::new(Arc::default()), turn: AtomicUsize::new(0) }
+        Self::new(limits::CONNECT_WAIT)
     }
 }
 
 impl Routes {
+    /// No view yet. Connecting to a node may take `connect_wait`.
+    pub fn new(connect_wait: Duration) -> Self {
+        Self { table: watch::Sender::new(Arc::default()), turn: AtomicUsize::new(0), connect_wait }
+    }
+
     /// Takes a new view. Nodes that are not in it are cut before anyone sees it.
     pub fn publish(&self, view: &Arc<View>, held: &[Incarnation]) {
         let old = self.table.borrow().clone();
@@ -52,7 +60,9 @@ impl Routes {
             let known = old.upstreams.iter().find(|upstream| upstream.incarnation == node.incarnation);
             match (known, node.address.parse::<Authority>()) {
                 (Some(known), _) => upstreams.push(Arc::clone(known)),
-                (None, Ok(authority)) => upstreams.push(Upstream::new(node.incarnation, authority)),
+                (None, Ok(authority)) => {
+                    upstreams.push(Upstream::new(node.incarnation, authority, self.connect_wait));
+                }
                 (None, Err(_)) => warn!("node {} has no usable address: {}", node.name, node.address),
             }
         }

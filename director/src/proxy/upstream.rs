@@ -1,7 +1,7 @@
 //! A node incarnation as the proxy sees it: pooled connections that can all be cut at once, and its load.
 
-use crate::limits;
 use crate::proxy::body::OutBody;
+use crate::{limits, remote};
 use hyper::Uri;
 use hyper::http::uri::Authority;
 use hyper::rt::{Read, ReadBufCursor, Write};
@@ -15,6 +15,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -41,13 +42,13 @@ pub struct Upstream {
 pub struct Place(Arc<Upstream>);
 
 impl Upstream {
-    /// A node that has come up.
-    pub fn new(incarnation: Incarnation, authority: Authority) -> Arc<Self> {
+    /// A node that has come up. Connecting to it may take `connect_wait`.
+    pub fn new(incarnation: Incarnation, authority: Authority, connect_wait: Duration) -> Arc<Self> {
         let cut = CancellationToken::new();
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(limits::POOL_IDLE)
-            .build(Connector { cut: cut.clone() });
+            .build(Connector { cut: cut.clone(), wait: connect_wait });
         Arc::new(Self {
             incarnation,
             authority,
@@ -105,6 +106,7 @@ impl Drop for Place {
 #[derive(Clone, Debug)]
 pub struct Connector {
     cut: CancellationToken,
+    wait: Duration,
 }
 
 impl Service<Uri> for Connector {
@@ -118,17 +120,17 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         // Each connection has a token of its own, so that looking at it disturbs no other.
-        let cut = self.cut.child_token();
+        let (cut, wait) = (self.cut.child_token(), self.wait);
         Box::pin(async move {
             let authority = uri.authority().ok_or(io::ErrorKind::InvalidInput)?;
             let connecting = TcpStream::connect(authority.as_str());
             let stream = tokio::select! {
                 () = cut.cancelled() => return Err(over()),
-                stream = tokio::time::timeout(limits::CONNECT_WAIT, connecting) => {
+                stream = tokio::time::timeout(wait, connecting) => {
                     stream.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??
                 }
             };
-            stream.set_nodelay(true)?;
+            remote::prepare(&stream, limits::UPSTREAM_VANISHED)?;
             Ok(CutStream { stream: TokioIo::new(stream), cut: Box::pin(cut.cancelled_owned()) })
         })
     }

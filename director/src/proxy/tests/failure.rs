@@ -197,3 +197,103 @@ fn a_large_body_streams_but_is_not_sent_twice() {
         assert_eq!((one.got().len(), two.got().len()), (1, 1));
     });
 }
+
+#[test]
+fn a_request_to_a_vanished_host_goes_on_as_soon_as_the_view_says_so() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "resend_body_bytes = 10").await);
+        let two = FakeNode::plain(2).await;
+        let vanished = SilentPort::new().await;
+        let mut both = view(1, &[&two]);
+        both.nodes.insert(0, entry(Incarnation(1), vanished.address()));
+        bench.publish(both);
+        // Nothing of them can have been sent, so that even these may go elsewhere.
+        let post = bench.begin(Method::POST, &bench.cookie(1, 1));
+        let large = bench.request(Method::POST, "/", &bench.cookie(1, 1), vec![b'x'; 100_000]);
+        let large = tokio::spawn({
+            let bench = Arc::clone(&bench);
+            async move { bench.send(large).await }
+        });
+        pause(200).await;
+        assert!(!post.is_finished() && !large.is_finished());
+        let mut next = view(2, &[&two]);
+        next.dead.push(dead(1, true));
+        bench.publish(next);
+        // Sooner than the attempt to connect would have ended by itself.
+        let both = tokio::time::timeout(Duration::from_millis(600), async { (post.await, large.await) });
+        let (post, large) = both.await.expect("at once");
+        assert_eq!((&*post.unwrap().body, &*large.unwrap().body), ("2", "2"));
+    });
+}
+
+#[test]
+fn connecting_to_a_vanished_host_takes_no_longer_than_the_hold() {
+    run(async {
+        let bench = Bench::start(200, "").await;
+        let vanished = SilentPort::new().await;
+        let mut only = view(1, &[]);
+        only.nodes.push(entry(Incarnation(1), vanished.address()));
+        bench.publish(only);
+        let begun = std::time::Instant::now();
+        let answer = bench.post(&bench.cookie(1, 1), "x").await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(answer.body.contains("cannot be reached"), "{}", answer.body);
+        assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn a_body_on_its_way_to_a_vanished_host_is_cut_with_it() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "resend_body_bytes = 1000").await);
+        let two = FakeNode::plain(2).await;
+        // It takes the connection and a first piece; then nobody reads any more, and no word comes.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut both = view(1, &[&two]);
+        both.nodes.insert(0, entry(Incarnation(1), listener.local_addr().unwrap()));
+        bench.publish(both);
+        let large = bench.request(Method::PUT, "/", &bench.cookie(1, 1), vec![b'x'; 32 << 20]);
+        let large = tokio::spawn({
+            let bench = Arc::clone(&bench);
+            async move { bench.send(large).await }
+        });
+        let small = bench.begin(Method::PUT, &bench.cookie(1, 1));
+        let mut streams = Vec::new();
+        for _ in 0..2 {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            streams.push(stream);
+        }
+        pause(100).await;
+        let mut next = view(2, &[&two]);
+        next.dead.push(dead(1, true));
+        bench.publish(next);
+        let both = tokio::time::timeout(Duration::from_secs(2), async { (large.await, small.await) });
+        let (large, small) = both.await.expect("not hung");
+        // What was kept is sent again, as a PUT may be; what was streamed cannot be.
+        assert_eq!(small.unwrap().body, "2");
+        assert_eq!(large.unwrap().status, StatusCode::BAD_GATEWAY);
+        assert_eq!(two.got().len(), 1);
+    });
+}
+
+#[test]
+fn an_answer_on_its_way_from_a_vanished_host_ends() {
+    run(async {
+        let bench = Arc::new(Bench::start(5000, "").await);
+        let two = FakeNode::plain(2).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut both = view(1, &[&two]);
+        both.nodes.insert(0, entry(Incarnation(1), listener.local_addr().unwrap()));
+        bench.publish(both);
+        let request = bench.request(Method::GET, "/", &bench.cookie(1, 1), "");
+        let head = tokio::spawn(bench.client.request(request));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let _ = stream.read(&mut [0; 4096]).await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nhal").await.unwrap();
+        let answer = head.await.unwrap().unwrap();
+        bench.publish(view(2, &[&two]));
+        let body = tokio::time::timeout(Duration::from_secs(2), answer.into_body().collect()).await;
+        assert!(body.expect("not hung").is_err(), "half an answer is no answer");
+    });
+}

@@ -25,7 +25,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 /// What a node got.
@@ -149,6 +149,34 @@ impl ClosedPort {
     }
 }
 
+/// A port of a host that has vanished: whoever connects gets no answer, because the queue of those who wait
+/// to be accepted is full.
+struct SilentPort {
+    listener: TcpListener,
+    _waiting: Vec<TcpStream>,
+}
+
+impl SilentPort {
+    async fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        for _ in 0..64 {
+            let connecting = TcpStream::connect(listener.local_addr().unwrap());
+            match tokio::time::timeout(Duration::from_millis(100), connecting).await {
+                Ok(stream) => waiting.push(stream.unwrap()),
+                Err(_) => return Self { listener, _waiting: waiting },
+            }
+        }
+        panic!("the queue takes everybody");
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+}
+
 /// A running proxy and a client of it.
 struct Bench {
     config: Config,
@@ -176,7 +204,8 @@ impl Bench {
              [[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n"
         );
         let config = Config::parse(Path::new("t.toml"), &config).unwrap();
-        let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::default()));
+        let connect_wait = crate::limits::CONNECT_WAIT.min(Duration::from_millis(hold_ms));
+        let (routes, metrics) = (Arc::new(Routes::new(connect_wait)), Arc::new(Metrics::default()));
         let stop = CancellationToken::new();
         let proxy = Proxy::new(&config, Arc::clone(&routes), Arc::clone(&metrics), stop.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
