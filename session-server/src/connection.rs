@@ -4,8 +4,8 @@ use crate::daemon::Access;
 use crate::decide::{ConnectionId, Event};
 use crate::execute::{Answer, Executor};
 use selvage_fabric::control::message::ToServer;
-use selvage_fabric::control::stream::Stream;
-use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
+use selvage_fabric::control::stream::{Closer, Peer, Stream};
+use selvage_fabric::error::{ErrorKind, Result};
 use selvage_fabric::limits::{HELLO_WAIT, WAIT};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
@@ -17,14 +17,11 @@ const RECEIVE_WAIT: Duration = Duration::from_secs(3600);
 /// Serves a peer until it ends. Bad peers are counted and cut off; nobody else notices.
 pub(crate) fn serve(executor: &Executor, access: &Access, connection: ConnectionId, socket: UnixStream) {
     let (sender, answers) = mpsc::channel();
-    let served = socket
-        .try_clone()
-        .map_err(|error| Error::os(Origin::Server, "cannot hold a connection", error))
-        .and_then(|handle| {
-            // From here on the connection can be cut from outside, in its hello, too.
-            executor.connect(connection, sender, handle);
-            converse(executor, access, connection, socket, &answers)
-        });
+    let served = Closer::new(&socket).and_then(|closer| {
+        // From here on the connection can be cut from outside, in its hello, too.
+        executor.connect(connection, sender, closer);
+        converse(executor, access, connection, socket, &answers)
+    });
     executor.disconnect(connection);
     executor.handle(Event::Closed { connection });
     if let Err(error) = served {
@@ -46,12 +43,12 @@ fn converse(
     answers: &mpsc::Receiver<Answer>,
 ) -> Result<()> {
     let mut stream = Stream::accepted(socket)?;
-    let pid = stream.peer().pid;
+    let Peer::User { uid, pid } = *stream.peer() else { return Ok(()) };
     let greeted = executor.incarnation();
     let (hello, protocol) = stream.server_hello(
         &access.cluster,
         greeted,
-        |hello, peer| access.check(&hello.role, peer.uid),
+        |hello, _| access.check(&hello.role, uid),
         HELLO_WAIT,
     )?;
     tracing::debug!(connection = connection.0, pid, protocol, role = ?hello.role, "peer");

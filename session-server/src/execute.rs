@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use selvage_fabric::archive::ArchiveLimits;
 use selvage_fabric::control::message::{FetchedArchive, FromServer, ServerReport};
+use selvage_fabric::control::stream::Closer;
 use selvage_fabric::error::{Error, ErrorKind, Origin};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::lease::{
@@ -17,9 +18,7 @@ use selvage_fabric::lease::{
 use selvage_fabric::limits::FETCH_BATCH_BYTES;
 use selvage_fabric::transport::memory::{self, ServerLease};
 use std::collections::{HashMap, VecDeque};
-use std::net::Shutdown;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -37,7 +36,7 @@ pub(crate) enum Answer {
 /// How to reach a connection's thread.
 struct Outbox {
     answers: Sender<Answer>,
-    socket: UnixStream,
+    closer: Closer,
 }
 
 /// A process of a node, held by its pidfd so that its number cannot come to mean another one (R4).
@@ -92,8 +91,8 @@ impl Executor {
     }
 
     /// Registers a connection's thread, so that it can be answered and cut off.
-    pub(crate) fn connect(&self, connection: ConnectionId, answers: Sender<Answer>, socket: UnixStream) {
-        lock(&self.outboxes).insert(connection, Outbox { answers, socket });
+    pub(crate) fn connect(&self, connection: ConnectionId, answers: Sender<Answer>, closer: Closer) {
+        lock(&self.outboxes).insert(connection, Outbox { answers, closer });
     }
 
     /// Forgets a connection.
@@ -121,8 +120,7 @@ impl Executor {
     /// Ends every connection; their threads end by themselves.
     pub(crate) fn cut_all(&self) {
         for (_, outbox) in lock(&self.outboxes).drain() {
-            // Fails only if the peer has gone already.
-            let _ = outbox.socket.shutdown(Shutdown::Both);
+            outbox.closer.close();
         }
     }
 
@@ -148,10 +146,9 @@ impl Executor {
             Effect::Cut { connection } => {
                 if let Some(outbox) = lock(&self.outboxes).get(&connection) {
                     // The thread may wait for its answer or for a request: the one ends it as well as the
-                    // other. What it still has to send goes out first. Either fails only if the connection
-                    // has ended already.
+                    // other. What it still has to send goes out first. It fails only if the thread has ended.
                     let _ = outbox.answers.send(Answer::Cut);
-                    let _ = outbox.socket.shutdown(Shutdown::Read);
+                    outbox.closer.close_receiving();
                 }
                 None
             }

@@ -1,30 +1,29 @@
-//! A blocking control connection over a Unix socket, with bounded waits, descriptor passing and peer
-//! credentials.
+//! A blocking control connection, with bounded waits: over a Unix socket, with descriptor passing and peer
+//! credentials, or over TCP with TLS, where the peer's certificate says who it is.
 //!
-//! Invariants: the socket never blocks (every wait is a `poll` with a time limit) and is closed on exec; a
-//! read never goes past the frame it is for, so a descriptor that arrives belongs to the message it was sent
-//! with; memory for a message grows with the bytes that arrive, not with what the peer announces. Callers:
-//! node processes, session servers, tools.
+//! Invariants: every wait has a time limit; a read never goes past the frame it is for, so a descriptor that
+//! arrives belongs to the message it was sent with; memory for a message grows with the bytes that arrive,
+//! not with what the peer announces; a stream to another host exists only once both sides are authenticated.
+//! Callers: node processes, session servers, tools.
 
+use super::channel::{Channel, Deadline, prepare};
 use super::frame::{PREFIX_BYTES, body_bytes_within, decode, encode};
+use super::member::Member;
 use super::message::{Hello, HelloReply, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal, Role};
+use super::secure::Secure;
+use super::tls::Keyring;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::Incarnation;
 use crate::limits::MESSAGE_BYTES_MAX;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::OFlags;
-use rustix::io::{Errno, FdFlags};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
-};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::io::{IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Largest message of a peer that has not said hello, bytes.
 const HELLO_BYTES_MAX: usize = 4096;
@@ -33,13 +32,18 @@ const BODY_STEP_BYTES: usize = 64 << 10;
 /// How often a connect is tried again while the listener's queue is full.
 const CONNECT_RETRY: Duration = Duration::from_millis(1);
 
-/// Who is at the other end, as the kernel says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Peer {
-    /// User id.
-    pub uid: u32,
-    /// Process id, as seen from here.
-    pub pid: u32,
+/// Who is at the other end: known, not claimed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Peer {
+    /// A process of this host, as the kernel says.
+    User {
+        /// User id.
+        uid: u32,
+        /// Process id, as seen from here.
+        pid: u32,
+    },
+    /// A member on another host (or on this one, over TCP), as its certificate says.
+    Member(Member),
 }
 
 /// A control connection.
@@ -56,12 +60,15 @@ pub struct Stream {
 
 /// The sending half of a [`Stream`]. Two halves of one connection must not both send.
 pub struct Sender {
-    socket: OwnedFd,
+    channel: Channel,
     frame: Vec<u8>,
 }
 
+/// Ends a connection from another thread.
+pub struct Closer(OwnedFd);
+
 impl Stream {
-    /// Connects.
+    /// Connects to a Unix socket of this host.
     ///
     /// # Errors
     /// `Unreachable` if nobody listens or it takes longer than `timeout`; `Invalid` for a path that no socket
@@ -77,7 +84,7 @@ impl Stream {
         let deadline = Deadline::after(timeout);
         loop {
             match rustix::net::connect(&socket, &address) {
-                Ok(()) => return Self::new(socket),
+                Ok(()) => return Self::of_unix(socket),
                 // The listener's queue is full; a Unix socket cannot be polled for that.
                 Err(Errno::AGAIN) if !deadline.is_over() => std::thread::sleep(CONNECT_RETRY),
                 Err(Errno::INTR) if !deadline.is_over() => {}
@@ -89,43 +96,69 @@ impl Stream {
         }
     }
 
-    /// Takes over an accepted connection.
+    /// Connects to a member at its address, and makes sure that it is the one that answers.
+    ///
+    /// # Errors
+    /// `Unreachable` if nobody listens; `Timeout` if the handshake takes too long; `Denied` if one side does
+    /// not accept the other's certificate. What the other side finds wrong may come with the first message
+    /// only.
+    pub fn connect_host(
+        address: SocketAddr,
+        keys: &Keyring,
+        member: &Member,
+        timeout: Duration,
+    ) -> Result<Self> {
+        let secure = Secure::connect(address, keys, member, &Deadline::after(timeout))?;
+        Ok(Self::new(Channel::Secure(Arc::new(secure)), Peer::Member(member.clone())))
+    }
+
+    /// Takes over a connection that was accepted at a Unix socket.
     ///
     /// # Errors
     /// `Os` if the kernel does not say who the peer is.
     pub fn accepted(fd: impl Into<OwnedFd>) -> Result<Self> {
         let socket = fd.into();
-        let prepared = rustix::fs::fcntl_getfl(&socket)
-            .and_then(|flags| rustix::fs::fcntl_setfl(&socket, flags | OFlags::NONBLOCK))
-            .and_then(|()| rustix::io::fcntl_setfd(&socket, FdFlags::CLOEXEC));
-        prepared
-            .map_err(|error| Error::os(Origin::Control, "cannot set up an accepted connection", error))?;
-        Self::new(socket)
+        prepare(&socket)?;
+        Self::of_unix(socket)
     }
 
-    fn new(socket: OwnedFd) -> Result<Self> {
+    /// Takes over a TCP connection that was accepted, with the handshake of TLS.
+    ///
+    /// # Errors
+    /// `Timeout` if it takes too long; `Denied` for a peer without a certificate of a member; `Corrupt` for
+    /// one that does not speak TLS.
+    pub fn accepted_host(fd: impl Into<OwnedFd>, keys: &Keyring, timeout: Duration) -> Result<Self> {
+        let (secure, member) = Secure::accept(fd.into(), keys, &Deadline::after(timeout))?;
+        Ok(Self::new(Channel::Secure(Arc::new(secure)), Peer::Member(member)))
+    }
+
+    fn of_unix(socket: OwnedFd) -> Result<Self> {
         let credentials = rustix::net::sockopt::socket_peercred(&socket)
             .map_err(|error| Error::os(Origin::Control, "the kernel does not say who the peer is", error))?;
         let pid = u32::try_from(credentials.pid.as_raw_pid()).unwrap_or(0);
-        let peer = Peer { uid: credentials.uid.as_raw(), pid };
-        let sender = Sender { socket, frame: Vec::new() };
-        Ok(Self { sender, peer, frame: Vec::new(), arrived: 0, fd: None })
+        let peer = Peer::User { uid: credentials.uid.as_raw(), pid };
+        Ok(Self::new(Channel::Unix(Arc::new(socket)), peer))
+    }
+
+    fn new(channel: Channel, peer: Peer) -> Self {
+        let sender = Sender { channel, frame: Vec::new() };
+        Self { sender, peer, frame: Vec::new(), arrived: 0, fd: None }
     }
 
     /// Who is at the other end.
-    pub fn peer(&self) -> Peer {
-        self.peer
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// This end's address, for a connection over TCP.
+    pub fn local_ip(&self) -> Option<IpAddr> {
+        local_ip(self.as_fd())
     }
 
     /// A second handle to the same connection that can only send, for another thread. From then on only one
     /// of the two may send.
-    ///
-    /// # Errors
-    /// `Os`.
-    pub fn sender(&self) -> Result<Sender> {
-        let socket = rustix::io::fcntl_dupfd_cloexec(&self.sender.socket, 0)
-            .map_err(|error| Error::os(Origin::Control, "cannot duplicate a connection", error))?;
-        Ok(Sender { socket, frame: Vec::new() })
+    pub fn sender(&self) -> Sender {
+        Sender { channel: self.sender.channel.clone(), frame: Vec::new() }
     }
 
     /// Sends a message, with a descriptor beside it. After an error the connection is of no more use.
@@ -179,29 +212,8 @@ impl Stream {
                 self.frame.resize((self.arrived + step).min(end.max(BODY_STEP_BYTES)), 0);
             }
             let room = self.frame.len().min(end);
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut slices = [IoSliceMut::new(&mut self.frame[self.arrived..room])];
-            let socket = &self.sender.socket;
-            match rustix::net::recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
-                Ok(received) if received.bytes == 0 => {
-                    return Err(closed("the peer has closed the connection"));
-                }
-                Ok(received) => {
-                    self.arrived += received.bytes;
-                    for message in control.drain() {
-                        if let RecvAncillaryMessage::ScmRights(fds) = message {
-                            // One descriptor belongs to a message; more are closed here.
-                            fds.for_each(|fd| self.fd = Some(fd));
-                        }
-                    }
-                }
-                Err(Errno::AGAIN) => {
-                    wait(socket, PollFlags::IN, deadline, "the peer has sent no whole message")?
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(closed("cannot receive from the peer").with_source(error)),
-            }
+            let into = &mut self.frame[self.arrived..room];
+            self.arrived += self.sender.channel.receive(into, &mut self.fd, deadline)?;
         }
         Ok(())
     }
@@ -246,13 +258,12 @@ impl Stream {
         &mut self,
         cluster: &str,
         incarnation: Incarnation,
-        authorise: impl FnOnce(&Hello, Peer) -> std::result::Result<(), Refusal>,
+        authorise: impl FnOnce(&Hello, &Peer) -> std::result::Result<(), Refusal>,
         timeout: Duration,
     ) -> Result<(Hello, u32)> {
         let deadline = Deadline::after(timeout);
         let (hello, _) = self.recv_within::<Hello>(HELLO_BYTES_MAX, deadline.left())?;
-        let peer = self.peer;
-        let reply = answer_hello(&hello, cluster, incarnation, |hello| authorise(hello, peer));
+        let reply = answer_hello(&hello, cluster, incarnation, |hello| authorise(hello, &self.peer));
         self.send(&reply, None, deadline.left())?;
         match reply {
             HelloReply::Welcome { protocol, .. } => Ok((hello, protocol)),
@@ -262,14 +273,13 @@ impl Stream {
 
     /// Ends the connection for both directions; a thread that waits in `recv` wakes with `Unreachable`.
     pub fn shutdown(&self) {
-        // It can only fail if the peer has ended it already.
-        let _ = rustix::net::shutdown(&self.sender.socket, Shutdown::Both);
+        self.sender.shutdown();
     }
 }
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.sender.socket.as_fd()
+        self.sender.channel.as_fd()
     }
 }
 
@@ -284,8 +294,7 @@ impl Sender {
 
     /// As [`Stream::shutdown`].
     pub fn shutdown(&self) {
-        // It can only fail if the peer has ended it already.
-        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+        self.channel.shutdown(Shutdown::Both);
     }
 
     fn send_with(
@@ -298,27 +307,45 @@ impl Sender {
         self.frame.clear();
         self.frame.shrink_to(BODY_STEP_BYTES);
         encode(message, &mut self.frame)?;
-        let beside = fd.map(|fd| [fd]);
-        let mut sent = 0;
-        while sent < self.frame.len() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = SendAncillaryBuffer::new(&mut space);
-            if sent == 0
-                && let Some(beside) = &beside
-                && !control.push(SendAncillaryMessage::ScmRights(beside))
-            {
-                return Err(Error::new(ErrorKind::TooSmall, Origin::Control, "no room for a descriptor"));
-            }
-            let slices = [IoSlice::new(&self.frame[sent..])];
-            match rustix::net::sendmsg(&self.socket, &slices, &mut control, SendFlags::NOSIGNAL) {
-                Ok(bytes) => sent += bytes,
-                Err(Errno::AGAIN) => wait(&self.socket, PollFlags::OUT, &deadline, "the peer does not read")?,
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(closed("cannot send to the peer").with_source(error)),
-            }
-        }
-        Ok(())
+        self.channel.send(&self.frame, fd, &deadline)
     }
+}
+
+impl Closer {
+    /// For a connection that is open; it may still be in its handshake.
+    ///
+    /// # Errors
+    /// `Os`.
+    pub fn new(socket: impl AsFd) -> Result<Self> {
+        let socket = rustix::io::fcntl_dupfd_cloexec(socket.as_fd(), 0)
+            .map_err(|error| Error::os(Origin::Control, "cannot hold a connection", error))?;
+        Ok(Self(socket))
+    }
+
+    /// Ends both directions; a thread that waits in the connection wakes with `Unreachable`.
+    pub fn close(&self) {
+        self.shutdown(Shutdown::Both);
+    }
+
+    /// Ends receiving: what is still to be sent goes out.
+    pub fn close_receiving(&self) {
+        self.shutdown(Shutdown::Read);
+    }
+
+    /// As [`Stream::local_ip`].
+    pub fn local_ip(&self) -> Option<IpAddr> {
+        local_ip(self.0.as_fd())
+    }
+
+    fn shutdown(&self, how: Shutdown) {
+        // It can only fail if the peer has ended it already.
+        let _ = rustix::net::shutdown(&self.0, how);
+    }
+}
+
+fn local_ip(socket: BorrowedFd<'_>) -> Option<IpAddr> {
+    let address = rustix::net::getsockname(socket).ok()?;
+    SocketAddr::try_from(address).ok().map(|address| address.ip())
 }
 
 /// The error that a refusal stands for.
@@ -368,43 +395,6 @@ pub fn answer_hello(
         Ok(()) => HelloReply::Welcome { protocol, incarnation },
         Err(refusal) => HelloReply::Refused(refusal),
     }
-}
-
-/// A bound of a wait.
-struct Deadline(Instant);
-
-impl Deadline {
-    fn after(timeout: Duration) -> Self {
-        let now = Instant::now();
-        // A wait that overflows the clock is cut to a day.
-        Self(now.checked_add(timeout).unwrap_or(now + Duration::from_secs(86_400)))
-    }
-
-    fn left(&self) -> Duration {
-        self.0.saturating_duration_since(Instant::now())
-    }
-
-    fn is_over(&self) -> bool {
-        self.left().is_zero()
-    }
-}
-
-/// Waits until the socket is ready; `what` did not happen if it takes too long.
-fn wait(socket: &OwnedFd, flags: PollFlags, deadline: &Deadline, what: &str) -> Result<()> {
-    loop {
-        let left = deadline.left();
-        let limit = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        match poll(&mut [PollFd::new(socket, flags)], Some(&limit)) {
-            Ok(0) => return Err(Error::new(ErrorKind::Timeout, Origin::Control, what)),
-            Ok(_) => return Ok(()),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(Error::os(Origin::Control, "cannot wait for a peer", error)),
-        }
-    }
-}
-
-fn closed(what: &str) -> Error {
-    Error::new(ErrorKind::Unreachable, Origin::Control, what)
 }
 
 #[cfg(test)]

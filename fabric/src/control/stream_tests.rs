@@ -1,8 +1,10 @@
 use super::*;
 use crate::control::message::{FromServer, ToServer};
 use crate::ident::SessionId;
+use rustix::io::FdFlags;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Instant;
 
 const WAIT: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(30);
@@ -108,8 +110,9 @@ fn hello_agrees_and_tells_who_is_there() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut stream = Stream::accepted(listener.accept().unwrap().0).unwrap();
-            let own = |_: &Hello, peer: Peer| {
-                assert_eq!((peer.pid, peer.uid), (std::process::id(), rustix::process::getuid().as_raw()));
+            let own = |_: &Hello, peer: &Peer| {
+                let (uid, pid) = (rustix::process::getuid().as_raw(), std::process::id());
+                assert_eq!(*peer, Peer::User { uid, pid });
                 Ok(())
             };
             let (hello, protocol) = stream.server_hello("c", Incarnation(9), own, WAIT).unwrap();
@@ -122,7 +125,7 @@ fn hello_agrees_and_tells_who_is_there() {
 
 fn refused_hello(
     cluster: &str,
-    authorise: impl FnOnce(&Hello, Peer) -> std::result::Result<(), Refusal> + Send,
+    authorise: impl FnOnce(&Hello, &Peer) -> std::result::Result<(), Refusal> + Send,
 ) -> Error {
     let (mut one, mut two) = pair();
     std::thread::scope(|scope| {
@@ -136,7 +139,7 @@ fn hello_refuses_with_a_reason() {
     let error = refused_hello("other", |_, _| Ok(()));
     assert_eq!(error.kind, ErrorKind::Denied);
     assert!(error.context.contains("other") && error.context.contains("\"c\""), "{error}");
-    let denied = |_: &Hello, _: Peer| Err(Refusal::Denied("user 7 is none of the node's".to_owned()));
+    let denied = |_: &Hello, _: &Peer| Err(Refusal::Denied("user 7 is none of the node's".to_owned()));
     let error = refused_hello("c", denied);
     assert_eq!(error.kind, ErrorKind::Denied);
     assert!(error.context.contains("user 7"), "{error}");
@@ -181,7 +184,7 @@ fn nobody_listening_is_unreachable() {
 #[test]
 fn a_second_handle_sends_and_shutdown_wakes_the_receiver() {
     let (one, mut two) = pair();
-    let mut sender = one.sender().unwrap();
+    let mut sender = one.sender();
     sender.send(&FromServer::Done, WAIT).unwrap();
     assert_eq!(two.recv::<FromServer>(WAIT).unwrap().0, FromServer::Done);
     let mut one = one;

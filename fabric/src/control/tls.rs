@@ -395,3 +395,7 @@ fn date(time: UnixTime) -> String {
         (year + era * 400 + u64::from(month >= 10), if month < 10 { month + 3 } else { month - 9 });
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60)
 }
+
+#[cfg(test)]
+#[path = "tls_tests.rs"]
+mod tests;

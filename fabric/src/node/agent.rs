@@ -266,13 +266,10 @@ impl<'a> Agent<'a> {
         let (attachment, host, notes) = (self.attachment.clone(), self.host.clone(), self.notes.clone());
         let work = move || {
             match connect_director(&attachment, host.incarnation()) {
-                Ok(stream) => match stream.sender() {
-                    Ok(sender) => {
-                        let _ = notes.send(Note::Connected(connection, sender));
-                        read_director(&attachment, &host, stream, connection, &notes);
-                    }
-                    Err(error) => tracing::warn!(%error, "cannot use the director's connection"),
-                },
+                Ok(stream) => {
+                    let _ = notes.send(Note::Connected(connection, stream.sender()));
+                    read_director(&attachment, &host, stream, connection, &notes);
+                }
                 Err(error) => match error.kind {
                     // The director knows this incarnation no more.
                     ErrorKind::OwnershipLost => host.cache.poison(),
@@ -288,13 +285,7 @@ impl<'a> Agent<'a> {
     fn take_connection(&mut self, stream: Stream) {
         self.connection += 1;
         let connection = self.connection;
-        match stream.sender() {
-            Ok(sender) => self.director = Some(sender),
-            Err(error) => {
-                tracing::warn!(%error, "cannot use the director's connection");
-                return self.disconnected();
-            }
-        }
+        self.director = Some(stream.sender());
         let (attachment, host, notes) = (self.attachment.clone(), self.host.clone(), self.notes.clone());
         let work = move || {
             read_director(&attachment, &host, stream, connection, &notes);
