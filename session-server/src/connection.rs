@@ -19,7 +19,7 @@ pub(crate) fn serve(executor: &Executor, access: &Access, connection: Connection
     let (sender, answers) = mpsc::channel();
     let served = Closer::new(&socket).and_then(|closer| {
         // From here on the connection can be cut from outside, in its hello, too.
-        executor.connect(connection, sender, closer);
+        executor.connect(connection, sender, closer, None);
         converse(executor, access, connection, socket, &answers)
     });
     executor.disconnect(connection);
@@ -52,7 +52,7 @@ fn converse(
         HELLO_WAIT,
     )?;
     tracing::debug!(connection = connection.0, pid, protocol, role = ?hello.role, "peer");
-    executor.handle(Event::Opened { connection, role: hello.role, pid, greeted });
+    executor.handle(Event::Opened { connection, role: hello.role, pid, local: true, greeted });
     loop {
         let message: ToServer = match stream.recv(RECEIVE_WAIT) {
             Ok((message, _)) => message,
@@ -62,7 +62,7 @@ fn converse(
         executor.handle(Event::Request { connection, message });
         match answers.recv() {
             Ok(Answer::Message(message)) => stream.send(&message, None, WAIT)?,
-            Ok(Answer::Lease(message, lease)) => stream.send(&message, Some(lease.fd()), WAIT)?,
+            Ok(Answer::Lease(message, lease)) => stream.send(&message, Some(lease.memory().fd()), WAIT)?,
             Ok(Answer::Cut) | Err(_) => return Ok(()),
         }
     }

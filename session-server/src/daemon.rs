@@ -3,7 +3,9 @@
 use crate::connection::serve;
 use crate::decide::{ConnectionId, Event, Params};
 use crate::execute::Executor;
+use crate::leases::Leases;
 use crate::place::Place;
+use crate::rdma;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use selvage_fabric::archive::ArchiveLimits;
@@ -217,7 +219,8 @@ fn executor(config: &Config, name: &str) -> Result<Executor> {
     };
     let limits =
         ArchiveLimits { archive_bytes_max: config.session.archive_bytes_max, ..ArchiveLimits::default() };
-    Ok(Executor::new(params, geometry, config.memory.huge_pages, limits))
+    let leases = Leases::new(geometry, config.memory.huge_pages, limits, rdma::of_this_build(config));
+    Ok(Executor::new(params, leases))
 }
 
 fn access(config: &Config) -> Access {

@@ -4,31 +4,27 @@
 //! Invariant: the state's lock is held only for a step; leases are made, scanned, read and freed outside it,
 //! by the thread whose event asked for it, so that a lease of a gigabyte keeps nobody else waiting.
 
-use crate::decide::{ConnectionId, Effect, Event, LeaseNumber, Params, Server};
+use crate::decide::{ConnectionId, Effect, Event, LeaseNumber, LinkNumber, Params, Server};
+use crate::leases::{Held, Leases};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use selvage_fabric::archive::ArchiveLimits;
-use selvage_fabric::control::message::{FetchedArchive, FromServer, ServerReport};
+use selvage_fabric::control::message::{Endpoint, FromServer, RemoteMemory};
 use selvage_fabric::control::stream::Closer;
-use selvage_fabric::error::{Error, ErrorKind, Origin};
 use selvage_fabric::ident::Incarnation;
-use selvage_fabric::lease::{
-    BadCells, LAYOUT_VERSION, LeaseGeometry, LeaseHeader, LeaseIndex, ScanReport, SessionCopy,
-};
-use selvage_fabric::limits::FETCH_BATCH_BYTES;
-use selvage_fabric::transport::memory::{self, ServerLease};
+use selvage_fabric::lease::LAYOUT_VERSION;
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a connection's thread is to send.
 pub(crate) enum Answer {
     /// A message.
     Message(FromServer),
     /// A message with the lease's descriptor.
-    Lease(FromServer, Arc<ServerLease>),
+    Lease(FromServer, Arc<Held>),
     /// Nothing more: end the connection.
     Cut,
 }
@@ -37,6 +33,8 @@ pub(crate) enum Answer {
 struct Outbox {
     answers: Sender<Answer>,
     closer: Closer,
+    /// This host's address of it, if the peer is on another.
+    local: Option<IpAddr>,
 }
 
 /// A process of a node, held by its pidfd so that its number cannot come to mean another one (R4).
@@ -49,29 +47,18 @@ struct Watched {
 /// The state and everything that effects act on.
 pub(crate) struct Executor {
     server: Mutex<Server>,
-    leases: Mutex<HashMap<LeaseNumber, Arc<ServerLease>>>,
+    leases: Leases,
     outboxes: Mutex<HashMap<ConnectionId, Outbox>>,
     processes: Mutex<HashMap<(Incarnation, u32), Watched>>,
-    geometry: LeaseGeometry,
-    huge_pages: bool,
-    archive_limits: ArchiveLimits,
 }
 
 impl Executor {
-    pub(crate) fn new(
-        params: Params,
-        geometry: LeaseGeometry,
-        huge_pages: bool,
-        archive_limits: ArchiveLimits,
-    ) -> Self {
+    pub(crate) fn new(params: Params, leases: Leases) -> Self {
         Self {
             server: Mutex::new(Server::new(params)),
-            leases: Mutex::default(),
+            leases,
             outboxes: Mutex::default(),
             processes: Mutex::default(),
-            geometry,
-            huge_pages,
-            archive_limits,
         }
     }
 
@@ -91,8 +78,15 @@ impl Executor {
     }
 
     /// Registers a connection's thread, so that it can be answered and cut off.
-    pub(crate) fn connect(&self, connection: ConnectionId, answers: Sender<Answer>, closer: Closer) {
-        lock(&self.outboxes).insert(connection, Outbox { answers, closer });
+    /// `local` is this host's address of a connection from another host.
+    pub(crate) fn connect(
+        &self,
+        connection: ConnectionId,
+        answers: Sender<Answer>,
+        closer: Closer,
+        local: Option<IpAddr>,
+    ) {
+        lock(&self.outboxes).insert(connection, Outbox { answers, closer, local });
     }
 
     /// Forgets a connection.
@@ -102,9 +96,7 @@ impl Executor {
 
     /// The timer: heartbeats for the nodes to see, processes that are gone, expired sessions.
     pub(crate) fn tick(&self, beat: u64) {
-        for lease in lock(&self.leases).values() {
-            lease.beat(beat);
-        }
+        self.leases.beat(beat);
         let gone: Vec<(Incarnation, u32)> = lock(&self.processes)
             .iter()
             .filter(|(_, watched)| watched.lingers && is_gone(&watched.pidfd))
@@ -133,7 +125,7 @@ impl Executor {
         match effect {
             Effect::Reply { connection, mut message } => {
                 if let FromServer::Report(report) = &mut message {
-                    self.add_session_counts(report);
+                    self.leases.complete(report);
                 }
                 self.answer(connection, Answer::Message(message));
                 None
@@ -153,28 +145,37 @@ impl Executor {
                 None
             }
             Effect::MakeLease { lease, node, incarnation, server } => {
-                let result = self.make_lease(lease, node, incarnation, server);
+                let result = self.leases.make(lease, node, incarnation, server);
                 Some(Event::LeaseMade { lease, result })
             }
-            Effect::Seal { lease } => Some(self.seal(lease)),
-            Effect::Release { lease, index } => {
-                // Two statements, so that the memory is freed after the lock is let go.
-                let memory = lock(&self.leases).remove(&lease);
-                drop((memory, index));
+            Effect::Connect { link, connection, lease, offer } => {
+                let local = lock(&self.outboxes).get(&connection).and_then(|outbox| outbox.local);
+                Some(Event::LinkMade { link, result: self.leases.connect(lease, link, &offer, local) })
+            }
+            Effect::SendLink { connection, link, lease, server, endpoint, memory } => {
+                self.send_link(connection, link, (lease, server), endpoint, memory);
                 None
             }
-            Effect::Fetch { connection, copies, answered } => {
-                Some(Event::Fetched { connection, archives: self.fetch(&copies, answered) })
+            Effect::Disconnect { link, lease } => {
+                Some(Event::LinkClosed { link, result: self.leases.disconnect(lease, link) })
             }
-            Effect::WatchProcess { incarnation, pid } => {
-                match lock(&self.processes).get_mut(&(incarnation, pid)) {
-                    Some(watched) => {
-                        watched.lingers = true;
-                        None
-                    }
-                    None => Some(Event::ProcessGone { incarnation, pid }),
-                }
+            Effect::Seal { lease } => {
+                let (index, cells_bad) = self.leases.seal(lease);
+                Some(Event::Sealed { lease, index, cells_bad })
             }
+            Effect::Release { lease, index } => {
+                self.leases.release(lease);
+                drop(index);
+                None
+            }
+            Effect::Fetch { connection, batch } => {
+                Some(Event::Fetched { connection, archives: self.leases.fetch(batch) })
+            }
+            Effect::Stage { connection, link, lease, batch } => {
+                let result = self.leases.stage(lease, link, batch);
+                Some(Event::Staged { connection, result })
+            }
+            Effect::WatchProcess { incarnation, pid } => self.watch_process(incarnation, pid),
             Effect::ForgetProcess { incarnation, pid } => {
                 lock(&self.processes).remove(&(incarnation, pid));
                 None
@@ -193,6 +194,17 @@ impl Executor {
         }
     }
 
+    /// A process that cannot be watched is gone for all that can be known.
+    fn watch_process(&self, incarnation: Incarnation, pid: u32) -> Option<Event> {
+        match lock(&self.processes).get_mut(&(incarnation, pid)) {
+            Some(watched) => {
+                watched.lingers = true;
+                None
+            }
+            None => Some(Event::ProcessGone { incarnation, pid }),
+        }
+    }
+
     fn answer(&self, connection: ConnectionId, answer: Answer) {
         if let Some(outbox) = lock(&self.outboxes).get(&connection) {
             // Fails only if the thread has ended: then nobody waits for the answer.
@@ -200,114 +212,44 @@ impl Executor {
         }
     }
 
+    fn send_link(
+        &self,
+        connection: ConnectionId,
+        link: LinkNumber,
+        (lease, server): (LeaseNumber, Incarnation),
+        endpoint: Endpoint,
+        memory: RemoteMemory,
+    ) {
+        let geometry = self.leases.geometry();
+        let message = FromServer::Connected {
+            link: link.0,
+            lease: lease.0,
+            server,
+            layout: LAYOUT_VERSION,
+            slot_count: geometry.slot_count,
+            heap_bytes: geometry.heap_bytes,
+            chunk_bytes: geometry.chunk_bytes,
+            endpoint,
+            memory,
+        };
+        self.answer(connection, Answer::Message(message));
+    }
+
     fn send_lease(&self, connection: ConnectionId, lease: LeaseNumber, server: Incarnation) {
-        let Some(memory) = lock(&self.leases).get(&lease).cloned() else {
+        let Some(held) = self.leases.find(lease) else {
             // Released since it was decided: the node will be told that it is over when it asks again.
             self.answer(connection, Answer::Cut);
             return;
         };
+        let geometry = self.leases.geometry();
         let message = FromServer::Lease {
             lease: lease.0,
             server,
             layout: LAYOUT_VERSION,
-            slot_count: self.geometry.slot_count,
-            heap_bytes: self.geometry.heap_bytes,
+            slot_count: geometry.slot_count,
+            heap_bytes: geometry.heap_bytes,
         };
-        self.answer(connection, Answer::Lease(message, memory));
-    }
-
-    fn make_lease(
-        &self,
-        lease: LeaseNumber,
-        node: String,
-        node_incarnation: Incarnation,
-        server_incarnation: Incarnation,
-    ) -> Result<(), Error> {
-        let started = Instant::now();
-        let header = LeaseHeader { geometry: self.geometry, node, node_incarnation, server_incarnation };
-        let memory = memory::create(&header, self.huge_pages).inspect_err(|error| {
-            tracing::error!(node = header.node, "cannot make a lease: {error}");
-        })?;
-        tracing::info!(
-            node = header.node,
-            incarnation = node_incarnation.tag(),
-            bytes = memory.bytes(),
-            took_ms = started.elapsed().as_millis() as u64,
-            huge_pages_refused = memory.huge_pages_refused(),
-            "made a lease"
-        );
-        lock(&self.leases).insert(lease, Arc::new(memory));
-        Ok(())
-    }
-
-    fn seal(&self, lease: LeaseNumber) -> Event {
-        let started = Instant::now();
-        let memory = lock(&self.leases).get(&lease).cloned();
-        let indexed = match &memory {
-            Some(memory) => {
-                memory.seal();
-                memory.index(&self.archive_limits)
-            }
-            None => Err(Error::new(ErrorKind::Gone, Origin::Server, "the lease has no memory")),
-        };
-        let (index, bad) = indexed.unwrap_or_else(|error| {
-            tracing::error!(lease = lease.0, "cannot read a sealed lease: {error}");
-            (LeaseIndex::new(&ScanReport::default()), BadCells::default())
-        });
-        let cells_bad = bad.checksum + bad.meaning + bad.misplaced + bad.bounds + bad.archive;
-        if let Some(memory) = memory {
-            tracing::info!(
-                node = memory.header().node,
-                incarnation = memory.header().node_incarnation.tag(),
-                sessions = index.live(),
-                cells_bad,
-                took_ms = started.elapsed().as_millis() as u64,
-                "sealed and indexed a lease"
-            );
-        }
-        Event::Sealed { lease, index, cells_bad }
-    }
-
-    /// Reads archives until a reply is full; the caller asks again for the rest.
-    fn fetch(
-        &self,
-        copies: &[(LeaseNumber, SessionCopy)],
-        mut archives: Vec<FetchedArchive>,
-    ) -> Vec<FetchedArchive> {
-        let mut bytes = 0;
-        for (lease, copy) in copies {
-            let memory = lock(&self.leases).get(lease).cloned();
-            let result = match memory {
-                Some(memory) => memory.fetch(copy, &self.archive_limits),
-                None => Err(Error::new(ErrorKind::Gone, Origin::Server, "its lease is released")),
-            };
-            let (archive, error) = match result {
-                Ok(archive) => (archive, None),
-                Err(error) => {
-                    tracing::warn!(session = %copy.id, lease = lease.0, "cannot serve a copy: {error}");
-                    (Vec::new(), Some(error.to_string()))
-                }
-            };
-            bytes += archive.len();
-            let SessionCopy { id, version, expiry_ms, .. } = *copy;
-            archives.push(FetchedArchive { id, version, expiry_ms, archive, error });
-            if bytes >= FETCH_BATCH_BYTES {
-                break;
-            }
-        }
-        archives
-    }
-
-    /// Adds what the nodes say of their open leases, for display.
-    fn add_session_counts(&self, report: &mut ServerReport) {
-        for memory in lock(&self.leases).values() {
-            let incarnation = memory.header().node_incarnation;
-            let open =
-                report.leases.iter_mut().find(|lease| !lease.sealed && lease.incarnation == incarnation);
-            if let Some(lease) = open {
-                lease.sessions = memory.node_sessions();
-            }
-        }
+        self.answer(connection, Answer::Lease(message, held));
     }
 }
 

@@ -4,8 +4,8 @@
 //! them, and gives it to those who adopt. Pushes arrive in its memory without it.
 //!
 //! [`decide`] holds every decision and does no I/O. Around it: [`daemon`] starts, accepts and stops,
-//! `execute` carries out effects, `connection` serves one peer, `place` holds the name on the host (lock and
-//! socket).
+//! `execute` carries out effects, `leases` are the memory and who may write to it, `rdma` the way in from
+//! other hosts, `connection` serves one peer, `place` holds the name on the host (lock and socket).
 
 #![forbid(unsafe_code)]
 
@@ -13,4 +13,6 @@ mod connection;
 pub mod daemon;
 pub mod decide;
 mod execute;
+mod leases;
 mod place;
+mod rdma;

@@ -2,7 +2,7 @@
 //! R10).
 
 use super::leases::{LeaseState, not_yet};
-use super::{Asker, Effect, LeaseNumber, Server, check_batch};
+use super::{Asker, Batch, Effect, LeaseNumber, Server, check_batch};
 use selvage_fabric::control::message::{ClaimAnswer, FetchedArchive, FromServer, Refusal, SealedCopy};
 use selvage_fabric::ident::{Epoch, Incarnation, SessionId, Version};
 use selvage_fabric::lease::SessionCopy;
@@ -74,9 +74,15 @@ impl Server {
         Ok(())
     }
 
+    /// Which archives to send to a claimant.
+    pub(super) fn fetch(&mut self, asker: &Asker, ids: &[SessionId]) -> Result<Effect, Refusal> {
+        let batch = self.batch(asker, ids)?;
+        Ok(Effect::Fetch { connection: asker.connection, batch })
+    }
+
     /// Which archives to read for a claimant. Every id is answered or left for the next call, so that a
     /// caller that asks for the rest comes to an end.
-    pub(super) fn fetch(&mut self, asker: &Asker, ids: &[SessionId]) -> Result<Effect, Refusal> {
+    pub(super) fn batch(&mut self, asker: &Asker, ids: &[SessionId]) -> Result<Batch, Refusal> {
         check_batch(ids.len())?;
         self.check_lives(asker)?;
         self.check_sealed_open()?;
@@ -93,7 +99,7 @@ impl Server {
                 None => answered.push(no_archive(*id, Version::default(), "no sealed copy is here")),
             }
         }
-        Ok(Effect::Fetch { connection: asker.connection, copies, answered })
+        Ok(Batch { copies, answered })
     }
 
     pub(super) fn list_sealed(

@@ -1,7 +1,7 @@
 //! Leases: granted to incarnations that are up, made once each, sealed and released by views only (R2, R10).
 
 use super::{Asker, ConnectionId, Effect, LeaseNumber, SWEEP_EVERY_MS, Server};
-use selvage_fabric::control::message::{LeaseReport, Refusal};
+use selvage_fabric::control::message::{Endpoint, LeaseReport, Refusal};
 use selvage_fabric::error::{Error, ErrorKind};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::lease::LeaseIndex;
@@ -39,8 +39,18 @@ pub(super) enum LeaseState {
 /// A process that waits for a lease.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Waiter {
-    connection: ConnectionId,
-    pid: u32,
+    pub(super) connection: ConnectionId,
+    pub(super) pid: u32,
+    wanted: Wanted,
+}
+
+/// How a process will write into its lease.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wanted {
+    /// It maps the memory, which is on its own host.
+    Memory,
+    /// By RDMA; this is its end.
+    Link(Endpoint),
 }
 
 impl Server {
@@ -64,19 +74,23 @@ impl Server {
         Ok(())
     }
 
-    pub(super) fn lease_wanted(&mut self, asker: &Asker) -> Vec<Effect> {
+    pub(super) fn lease_wanted(&mut self, asker: &Asker, wanted: Wanted) -> Vec<Effect> {
         let connection = asker.connection;
+        if matches!(wanted, Wanted::Memory) && !asker.local {
+            let why = "a lease's memory is passed within one host only; connect to it by RDMA";
+            return self.refuse(connection, Refusal::Denied(why.into()));
+        }
         if let Err(refusal) = self.check_lives(asker) {
             return self.refuse(connection, refusal);
         }
-        let waiter = Waiter { connection, pid: asker.pid };
+        let waiter = Waiter { connection, pid: asker.pid, wanted };
         let known = self.leases.iter_mut().find(|(_, lease)| lease.incarnation == asker.incarnation);
         match known.map(|(number, lease)| (*number, &mut lease.state)) {
             Some((_, LeaseState::Making { waiters, .. })) => {
                 waiters.push(waiter);
                 Vec::new()
             }
-            Some((number, LeaseState::Open)) => self.send_lease(number, asker.incarnation, waiter),
+            Some((number, LeaseState::Open)) => self.grant(number, asker.incarnation, waiter),
             // A view that raises the dead is wrong; the lease stays sealed (R2).
             Some(_) => self.refuse(connection, Refusal::Over),
             None => self.make_lease(asker, waiter),
@@ -98,14 +112,19 @@ impl Server {
         vec![Effect::MakeLease { lease: number, node, incarnation, server: self.incarnation }]
     }
 
-    fn send_lease(&mut self, lease: LeaseNumber, incarnation: Incarnation, waiter: Waiter) -> Vec<Effect> {
+    fn grant(&mut self, lease: LeaseNumber, incarnation: Incarnation, waiter: Waiter) -> Vec<Effect> {
         // The process may have gone while the lease was made; then it has no connection, and gets no lease.
         if !self.peers.contains_key(&waiter.connection) {
             return Vec::new();
         }
-        let Waiter { connection, pid } = waiter;
-        self.processes.entry((incarnation, pid)).or_default().may_write = true;
-        vec![Effect::SendLease { connection, incarnation, pid, lease, server: self.incarnation }]
+        match waiter.wanted {
+            Wanted::Memory => {
+                let Waiter { connection, pid, .. } = waiter;
+                self.processes.entry((incarnation, pid)).or_default().mapped = true;
+                vec![Effect::SendLease { connection, incarnation, pid, lease, server: self.incarnation }]
+            }
+            Wanted::Link(offer) => self.begin_link(lease, incarnation, waiter, offer),
+        }
     }
 
     pub(super) fn lease_made(&mut self, number: LeaseNumber, result: Result<(), Error>) -> Vec<Effect> {
@@ -123,7 +142,7 @@ impl Server {
                 self.count("leases_made", 1);
                 return waiters
                     .into_iter()
-                    .flat_map(|waiter| self.send_lease(number, incarnation, waiter))
+                    .flat_map(|waiter| self.grant(number, incarnation, waiter))
                     .collect();
             }
             Ok(()) => Refusal::Over,
@@ -148,6 +167,7 @@ impl Server {
     ) -> Vec<Effect> {
         let Some(lease) = self.leases.get_mut(&number) else { return Vec::new() };
         lease.state = LeaseState::Sealed;
+        self.forget_links_of(number);
         self.sealed.insert(number.0, index);
         self.count("leases_sealed", 1);
         self.count("cells_bad", cells_bad);
@@ -163,6 +183,7 @@ impl Server {
     /// Takes a lease off the books.
     pub(super) fn release(&mut self, number: LeaseNumber) -> Vec<Effect> {
         self.leases.remove(&number);
+        self.forget_links_of(number);
         let index = self.sealed.remove(number.0);
         if index.is_some() {
             self.count("leases_released", 1);
@@ -219,7 +240,9 @@ impl Server {
         let allowance_ms = if holds(Rule::R14Expiry) { self.params.clock_skew_ms } else { 0 };
         let swept = self.sealed.sweep(now_ms.saturating_sub(allowance_ms));
         self.count("swept", swept);
-        self.release_without_r10()
+        let mut effects = self.close_stuck_links();
+        effects.extend(self.release_without_r10());
+        effects
     }
 
     /// Whether a session could be in a lease that cannot be looked into yet.

@@ -8,24 +8,31 @@
 //! - Nothing sealed is claimed, fetched or listed before the view says that everything dead is sealed
 //!   everywhere (R2), nor, at a server that joined a living cluster, before its nodes have registered their
 //!   claims (R1).
-//! - Each request is answered exactly once, by a `Reply` or `SendLease` to its connection, unless that is
-//!   cut.
+//! - A process or RDMA link counts as gone only when nothing of it can write any more (R4).
+//! - Each request is answered exactly once, by a `Reply`, `SendLease` or `SendLink` to its connection, unless
+//!   that is cut.
 
 mod claims;
 mod graves;
 mod leases;
+mod links;
+mod processes;
 #[cfg(test)]
 mod tests;
 mod views;
 
 use graves::Graves;
-use leases::Lease;
-use selvage_fabric::control::message::{FetchedArchive, FromServer, Refusal, Role, ServerReport, ToServer};
+use leases::{Lease, Wanted};
+use links::Link;
+pub use links::LinkNumber;
+use processes::{Process, ProcessKey};
+use selvage_fabric::control::message::{
+    Endpoint, FetchedArchive, FromServer, Refusal, RemoteMemory, Role, ServerReport, StagedArchive, ToServer,
+};
 use selvage_fabric::error::Error;
 use selvage_fabric::ident::{Epoch, Incarnation, SessionId};
 use selvage_fabric::lease::{LeaseIndex, SealedIndex, SessionCopy};
 use selvage_fabric::limits::BATCH_SESSIONS_MAX;
-use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::view::View;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -66,8 +73,10 @@ pub enum Event {
         connection: ConnectionId,
         /// As what it was let in.
         role: Role,
-        /// Its process, as the kernel says.
+        /// Its process: as the kernel says if it is local, else as its node names it.
         pid: u32,
+        /// Whether it is a process of this host, so that its process id means something here.
+        local: bool,
         /// The incarnation that it was told.
         greeted: Incarnation,
     },
@@ -113,10 +122,40 @@ pub enum Event {
         /// The answer.
         archives: Vec<FetchedArchive>,
     },
+    /// [`Effect::Connect`] was carried out.
+    LinkMade {
+        /// Which.
+        link: LinkNumber,
+        /// The server's end and the lease's memory, or the device's error.
+        result: Result<(Endpoint, RemoteMemory), Error>,
+    },
+    /// [`Effect::Disconnect`] was carried out: the call that destroys the queue pair has returned.
+    LinkClosed {
+        /// Which.
+        link: LinkNumber,
+        /// If it failed, the queue pair may still write.
+        result: Result<(), Error>,
+    },
+    /// [`Effect::Stage`] was carried out.
+    Staged {
+        /// For whom.
+        connection: ConnectionId,
+        /// Where the archives lie, and which they are.
+        result: Result<(RemoteMemory, Vec<StagedArchive>), Error>,
+    },
     /// A peer sent what is no message, or too late, or was refused at its hello; it was cut off.
     BadPeer,
     /// Time passes.
     Tick,
+}
+
+/// Archives to read.
+#[derive(Debug)]
+pub struct Batch {
+    /// The copies and the leases that they are in.
+    pub copies: Vec<(LeaseNumber, SessionCopy)>,
+    /// Answers that need no reading.
+    pub answered: Vec<FetchedArchive>,
 }
 
 /// Something to do. Effects are carried out in order.
@@ -158,12 +197,47 @@ pub enum Effect {
         /// The server's life (R6).
         server: Incarnation,
     },
-    /// Seal, scan and index a lease; answer [`Event::Sealed`].
+    /// Make a queue pair into a lease; answer [`Event::LinkMade`].
+    Connect {
+        /// The link's number.
+        link: LinkNumber,
+        /// Its lifeline.
+        connection: ConnectionId,
+        /// Into which lease.
+        lease: LeaseNumber,
+        /// The node's end.
+        offer: Endpoint,
+    },
+    /// Send [`FromServer::Connected`].
+    SendLink {
+        /// To whom.
+        connection: ConnectionId,
+        /// The link's number.
+        link: LinkNumber,
+        /// Into which lease.
+        lease: LeaseNumber,
+        /// The server's life (R6).
+        server: Incarnation,
+        /// The server's end.
+        endpoint: Endpoint,
+        /// The lease's memory.
+        memory: RemoteMemory,
+    },
+    /// Destroy a link's queue pair; answer [`Event::LinkClosed`] when nothing of it can write any more (R4).
+    Disconnect {
+        /// The link's number.
+        link: LinkNumber,
+        /// Its lease.
+        lease: LeaseNumber,
+    },
+    /// Take a lease away from every writer, in this order: seal word, memory region, queue pairs; then scan
+    /// and index it; answer [`Event::Sealed`] (R2).
     Seal {
         /// Which.
         lease: LeaseNumber,
     },
-    /// Let go of a lease's memory. Its index, if it had one, comes along to be dropped where nobody waits.
+    /// Let go of a lease's memory, and before that of its registration and queue pairs. Its index, if it had
+    /// one, comes along to be dropped where nobody waits.
     Release {
         /// Which.
         lease: LeaseNumber,
@@ -174,10 +248,19 @@ pub enum Effect {
     Fetch {
         /// For whom.
         connection: ConnectionId,
-        /// The copies and the leases that they are in.
-        copies: Vec<(LeaseNumber, SessionCopy)>,
-        /// Answers that need no reading.
-        answered: Vec<FetchedArchive>,
+        /// Which.
+        batch: Batch,
+    },
+    /// As [`Effect::Fetch`], into memory that the node reads over its link; answer [`Event::Staged`].
+    Stage {
+        /// For whom.
+        connection: ConnectionId,
+        /// Its link.
+        link: LinkNumber,
+        /// The link's lease.
+        lease: LeaseNumber,
+        /// Which.
+        batch: Batch,
     },
     /// Tell by [`Event::ProcessGone`] when this process, which has lost its last connection, is gone (R4).
     WatchProcess {
@@ -200,14 +283,7 @@ pub enum Effect {
 struct Peer {
     role: Role,
     pid: u32,
-}
-
-/// A process of a node (R4).
-#[derive(Clone, Copy, Debug, Default)]
-struct Process {
-    connections: u32,
-    /// It was given the lease, so it may write as long as it lives.
-    may_write: bool,
+    local: bool,
 }
 
 /// The state of a session server.
@@ -215,7 +291,9 @@ pub struct Server {
     params: Params,
     incarnation: Incarnation,
     peers: HashMap<ConnectionId, Peer>,
-    processes: HashMap<(Incarnation, u32), Process>,
+    processes: HashMap<ProcessKey, Process>,
+    links: BTreeMap<LinkNumber, Link>,
+    link_next: u64,
     /// The newest view that was accepted.
     view: Option<View>,
     /// The newest view that is carried out: all that it seals is sealed and indexed.
@@ -241,7 +319,7 @@ pub struct Server {
 const SWEEP_EVERY_MS: u64 = 5000;
 
 /// Counters that exist from the start, so that metrics show them at zero.
-const COUNTERS: [&str; 18] = [
+const COUNTERS: [&str; 22] = [
     "cells_bad",
     "claims_disputed",
     "claims_elsewhere",
@@ -254,10 +332,14 @@ const COUNTERS: [&str; 18] = [
     "leases_released",
     "leases_sealed",
     "peers_bad",
+    "rdma_connects",
+    "rdma_links_stuck",
+    "rdma_refused",
     "refused_bad",
     "refused_denied",
     "refused_old_term",
     "settled",
+    "staged_bytes",
     "swept",
     "views",
 ];
@@ -271,6 +353,8 @@ impl Server {
             params,
             peers: HashMap::new(),
             processes: HashMap::new(),
+            links: BTreeMap::new(),
+            link_next: 1,
             view: None,
             carried_out: Epoch::default(),
             view_waiters: Vec::new(),
@@ -295,24 +379,27 @@ impl Server {
     /// Takes an event and says what to do.
     pub fn step(&mut self, event: Event, now_ms: u64) -> Vec<Effect> {
         match event {
-            Event::Opened { connection, role, pid, greeted } => self.opened(connection, role, pid, greeted),
+            Event::Opened { connection, role, pid, local, greeted } => {
+                self.opened(connection, Peer { role, pid, local }, greeted)
+            }
             Event::Closed { connection } => self.closed(connection),
             Event::ProcessGone { incarnation, pid } => {
-                let key = (incarnation, pid);
-                if self.processes.get(&key).is_some_and(|process| process.connections == 0) {
-                    self.processes.remove(&key);
-                }
+                self.process_ended((incarnation, pid));
                 Vec::new()
             }
             Event::Request { connection, message } => self.request(connection, message),
             Event::LeaseMade { lease, result } => self.lease_made(lease, result),
             Event::Sealed { lease, index, cells_bad } => self.lease_sealed(lease, index, cells_bad),
             Event::Fetched { connection, archives } => {
-                let failed = archives.iter().filter(|archive| archive.error.is_some()).count() as u64;
-                self.count("fetch_errors", failed);
-                self.count("fetched", archives.len() as u64 - failed);
+                self.count_fetched(archives.iter().map(|archive| archive.error.is_some()));
                 vec![Effect::Reply { connection, message: FromServer::Archives(archives) }]
             }
+            Event::LinkMade { link, result } => self.link_made(link, result),
+            Event::LinkClosed { link, result } => {
+                self.link_closed(link, result);
+                Vec::new()
+            }
+            Event::Staged { connection, result } => self.staged(connection, result),
             Event::BadPeer => {
                 self.count("peers_bad", 1);
                 Vec::new()
@@ -323,6 +410,9 @@ impl Server {
 
     /// The state for directors and operators.
     pub fn report(&self) -> ServerReport {
+        let links = ("rdma_links", self.links_open());
+        let counters = self.counters.iter().map(|(name, value)| (*name, *value)).chain([links]);
+        let counters = counters.map(|(name, value)| (name.into(), value)).collect();
         ServerReport {
             name: self.params.name.clone(),
             incarnation: self.incarnation,
@@ -331,46 +421,9 @@ impl Server {
             view: self.view.clone(),
             leases: self.lease_reports(),
             bytes: self.bytes(),
-            counters: self.counters.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
+            counters,
             rdma: String::new(),
         }
-    }
-
-    fn opened(
-        &mut self,
-        connection: ConnectionId,
-        role: Role,
-        pid: u32,
-        greeted: Incarnation,
-    ) -> Vec<Effect> {
-        if greeted != self.incarnation {
-            return vec![Effect::Cut { connection }];
-        }
-        if let Role::Node { incarnation, .. } = role {
-            self.processes.entry((incarnation, pid)).or_default().connections += 1;
-        }
-        self.peers.insert(connection, Peer { role, pid });
-        Vec::new()
-    }
-
-    fn closed(&mut self, connection: ConnectionId) -> Vec<Effect> {
-        self.view_waiters.retain(|waiter| *waiter != connection);
-        let Some(Peer { role: Role::Node { incarnation, .. }, pid }) = self.peers.remove(&connection) else {
-            return Vec::new();
-        };
-        let key = (incarnation, pid);
-        let Some(process) = self.processes.get_mut(&key) else { return Vec::new() };
-        process.connections -= 1;
-        if process.connections > 0 {
-            return Vec::new();
-        }
-        let lives = self.view.as_ref().is_some_and(|view| view.node(incarnation).is_some());
-        if process.may_write && lives {
-            return vec![Effect::WatchProcess { incarnation, pid }];
-        }
-        let may_write = process.may_write;
-        self.processes.remove(&key);
-        if may_write { vec![Effect::ForgetProcess { incarnation, pid }] } else { Vec::new() }
     }
 
     fn request(&mut self, connection: ConnectionId, message: ToServer) -> Vec<Effect> {
@@ -382,7 +435,7 @@ impl Server {
             }
             (Role::Director, ToServer::SetView(view)) => self.set_view(connection, view),
             (Role::Node { name, incarnation, .. }, message) => {
-                let asker = Asker { connection, name, incarnation, pid: peer.pid };
+                let asker = Asker { connection, name, incarnation, pid: peer.pid, local: peer.local };
                 self.node_request(&asker, message)
             }
             (role, _) => {
@@ -395,10 +448,8 @@ impl Server {
         let connection = asker.connection;
         let answer = match message {
             ToServer::Beat | ToServer::SetView(_) => Err(Refusal::Denied("a node may not ask this".into())),
-            ToServer::Lease => return self.lease_wanted(asker),
-            ToServer::Connect { .. } | ToServer::FetchStaged { .. } => {
-                Err(Refusal::NotYet("this server has no RDMA".into()))
-            }
+            ToServer::Lease => return self.lease_wanted(asker, Wanted::Memory),
+            ToServer::Connect { offer } => return self.link_wanted(asker, offer),
             ToServer::Claim { epoch, ids } => self.claim(asker, epoch, &ids).map(FromServer::Claims),
             ToServer::Unclaim { ids } => self.unclaim(asker, &ids).map(|()| FromServer::Done),
             ToServer::RegisterClaims { epoch, ids, last } => {
@@ -408,13 +459,14 @@ impl Server {
                 Ok(effect) => return vec![effect],
                 Err(refusal) => Err(refusal),
             },
+            ToServer::FetchStaged { ids } => match self.stage(asker, &ids) {
+                Ok(effect) => return vec![effect],
+                Err(refusal) => Err(refusal),
+            },
             ToServer::ListSealed { incarnation, cursor } => self.list_sealed(asker, incarnation, cursor),
             ToServer::Settle { sessions } => self.settle(asker, &sessions).map(|()| FromServer::Done),
             ToServer::Destroyed { sessions } => self.destroyed(asker, &sessions).map(|()| FromServer::Done),
-            ToServer::ProcessGone { pid, .. } => {
-                let may_write = self.processes.contains_key(&(asker.incarnation, pid));
-                Ok(FromServer::Gone(!may_write || !holds(Rule::R4FreshSlot)))
-            }
+            ToServer::ProcessGone { pid, link } => Ok(FromServer::Gone(self.is_gone(asker, pid, link))),
         };
         match answer {
             Ok(message) => {
@@ -451,6 +503,13 @@ impl Server {
         effects
     }
 
+    /// Counts fetched sessions, each by whether it has an error.
+    fn count_fetched(&mut self, errors: impl Iterator<Item = bool>) {
+        for failed in errors {
+            self.count(if failed { "fetch_errors" } else { "fetched" }, 1);
+        }
+    }
+
     fn count(&mut self, name: &'static str, by: u64) {
         *self.counters.entry(name).or_default() += by;
     }
@@ -462,6 +521,7 @@ struct Asker {
     name: String,
     incarnation: Incarnation,
     pid: u32,
+    local: bool,
 }
 
 /// Refuses a batch that is longer than any honest one.

@@ -77,6 +77,8 @@ impl Server {
             .drain()
             .map(|((incarnation, pid), _)| Effect::ForgetProcess { incarnation, pid })
             .collect();
+        // Their queue pairs go with the leases below.
+        self.links.clear();
         let nodes: Vec<ConnectionId> = self
             .peers
             .iter()

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes of the huge pages that are asked for.
-const HUGE_PAGE_BYTES: u64 = 2 << 20;
+pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
 /// Memory of the host that a lease must leave free, bytes.
 const HOST_RESERVE_BYTES: u64 = 64 << 20;
 /// A lease can neither shrink (an access would be a SIGBUS) nor grow, and stays so.

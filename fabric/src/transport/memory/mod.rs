@@ -5,5 +5,5 @@
 mod lease;
 mod mapping;
 
-pub use lease::{ServerLease, create};
+pub use lease::{HUGE_PAGE_BYTES, ServerLease, create};
 pub use mapping::Mapping;

@@ -1,12 +1,15 @@
 //! Tests of the decisions, with a lease memory that is a list of cells.
 
+mod links;
 mod rules;
 mod states;
 
 use super::*;
 use selvage_fabric::control::message::{ClaimAnswer, SealedCopy};
+use selvage_fabric::error::Origin;
 use selvage_fabric::ident::Version;
 use selvage_fabric::lease::{ArchiveChecksum, BlockOffset, Cell, CellState, ScanReport, Sequence, SlotIndex};
+use selvage_fabric::rules::Rule;
 use selvage_fabric::view::{DeadEntry, NodeEntry, NodeState, ServerEntry};
 
 pub(super) const SERVER: Incarnation = Incarnation(100 << 32);
@@ -56,6 +59,10 @@ pub(super) struct World {
     pub(super) cut: Vec<ConnectionId>,
     pub(super) released: Vec<LeaseNumber>,
     pub(super) watched: Vec<(Incarnation, u32)>,
+    /// Links whose queue pair was made, and not destroyed.
+    pub(super) queue_pairs: BTreeSet<LinkNumber>,
+    /// What the device answers instead, if it fails.
+    pub(super) device_fails: Option<selvage_fabric::error::ErrorKind>,
     director: ConnectionId,
     nodes: HashMap<Incarnation, ConnectionId>,
     next_connection: u64,
@@ -89,6 +96,8 @@ impl World {
             cut: Vec::new(),
             released: Vec::new(),
             watched: Vec::new(),
+            queue_pairs: BTreeSet::new(),
+            device_fails: None,
             director: ConnectionId(0),
             nodes: HashMap::new(),
             next_connection: 1,
@@ -102,7 +111,17 @@ impl World {
         let connection = ConnectionId(self.next_connection);
         self.next_connection += 1;
         let greeted = self.server.incarnation();
-        self.feed(Event::Opened { connection, role, pid, greeted });
+        self.feed(Event::Opened { connection, role, pid, local: true, greeted });
+        connection
+    }
+
+    /// A process of a node on another host.
+    pub(super) fn open_remote(&mut self, incarnation: Incarnation, pid: u32) -> ConnectionId {
+        let connection = ConnectionId(self.next_connection);
+        self.next_connection += 1;
+        let role = Role::Node { name: name_of(incarnation), incarnation, pid };
+        let greeted = self.server.incarnation();
+        self.feed(Event::Opened { connection, role, pid, local: false, greeted });
         connection
     }
 
@@ -125,7 +144,7 @@ impl World {
         while let Some(event) = events.pop() {
             for effect in self.server.step(event, self.now_ms) {
                 match self.carry_out(effect) {
-                    Some(event @ (Event::Sealed { .. } | Event::LeaseMade { .. })) if self.slow => {
+                    Some(event) if self.slow && !matches!(event, Event::Fetched { .. }) => {
                         self.held.push(event);
                     }
                     Some(event) => events.push(event),
@@ -178,7 +197,7 @@ impl World {
                 self.released.push(lease);
                 None
             }
-            Effect::Fetch { connection, copies, answered } => {
+            Effect::Fetch { connection, batch: Batch { copies, answered } } => {
                 let mut archives = answered;
                 archives.extend(copies.iter().map(|(lease, copy)| FetchedArchive {
                     id: copy.id,
@@ -188,6 +207,55 @@ impl World {
                     error: None,
                 }));
                 Some(Event::Fetched { connection, archives })
+            }
+            Effect::Connect { link, .. } => {
+                let failed = self.device_fails.map(|kind| Error::new(kind, Origin::Transport, "device"));
+                let result = failed.map_or(Ok((server_end(link), LEASE_MEMORY)), Err);
+                if result.is_ok() {
+                    self.queue_pairs.insert(link);
+                }
+                Some(Event::LinkMade { link, result })
+            }
+            Effect::SendLink { connection, link, lease, server, endpoint, memory } => {
+                let message = FromServer::Connected {
+                    link: link.0,
+                    lease: lease.0,
+                    server,
+                    layout: 1,
+                    slot_count: 64,
+                    heap_bytes: 1 << 20,
+                    chunk_bytes: 1 << 20,
+                    endpoint,
+                    memory,
+                };
+                self.sent.entry(connection).or_default().push(message);
+                None
+            }
+            Effect::Disconnect { link, .. } => {
+                let failed = self.device_fails.map(|kind| Error::new(kind, Origin::Transport, "device"));
+                let result = failed.map_or(Ok(()), Err);
+                if result.is_ok() {
+                    self.queue_pairs.remove(&link);
+                }
+                Some(Event::LinkClosed { link, result })
+            }
+            Effect::Stage { connection, batch: Batch { copies, answered }, .. } => {
+                let failed = self.device_fails.map(|kind| Error::new(kind, Origin::Transport, "device"));
+                let staged = |id, version, expiry_ms, bytes, error| StagedArchive {
+                    id,
+                    version,
+                    expiry_ms,
+                    bytes,
+                    error,
+                };
+                let ready =
+                    copies.iter().map(|(_, copy)| staged(copy.id, copy.version, copy.expiry_ms, 100, None));
+                let errors =
+                    answered.into_iter().map(|it| staged(it.id, it.version, it.expiry_ms, 0, it.error));
+                let archives: Vec<StagedArchive> = errors.chain(ready).collect();
+                let bytes = archives.iter().map(|archive| u64::from(archive.bytes)).sum();
+                let result = failed.map_or(Ok((RemoteMemory { bytes, ..LEASE_MEMORY }, archives)), Err);
+                Some(Event::Staged { connection, result })
             }
             Effect::WatchProcess { incarnation, pid } => {
                 self.watched.push((incarnation, pid));
@@ -310,6 +378,13 @@ impl World {
             assert_eq!(answer, FromServer::Done);
         }
     }
+}
+
+pub(super) const LEASE_MEMORY: RemoteMemory = RemoteMemory { address: 0x1000, bytes: LEASE_BYTES, key: 7 };
+
+/// What the device answers for a link.
+pub(super) fn server_end(link: LinkNumber) -> Endpoint {
+    Endpoint { qp_number: 100 + link.0 as u32, mtu: 3, ..Endpoint::default() }
 }
 
 /// A cell as a node writes it.

@@ -210,6 +210,7 @@ fn a_peer_that_was_greeted_by_an_older_life_is_cut() {
         connection: ConnectionId(50),
         role: Role::Operator,
         pid: 1,
+        local: true,
         greeted: Incarnation(SERVER.0 - 1),
     });
     assert_eq!(world.cut, [ConnectionId(50)]);
