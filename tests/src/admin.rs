@@ -40,6 +40,22 @@ pub struct AdminNode {
     pub sessions: u64,
     /// Its processes.
     pub pids: Vec<u32>,
+    /// Its way to each server of its view.
+    #[serde(default)]
+    pub links: Vec<AdminLink>,
+}
+
+/// The way from a node to a server there.
+#[derive(Debug, Clone, Deserialize)]
+pub struct AdminLink {
+    /// The server's name; empty if its life is not in the view.
+    pub server: String,
+    /// `shm` or `verbs`; empty while the link is not open.
+    pub transport: String,
+    /// Device and port, or why the link is not open.
+    pub detail: String,
+    /// How long before the node's last heartbeat it saw the server's one-sided beat move, ms.
+    pub beat_age_ms: Option<u32>,
 }
 
 /// A server there.
@@ -57,6 +73,9 @@ pub struct AdminServer {
     pub bytes: u64,
     /// Its process; 0 if it is down.
     pub pid: u32,
+    /// Its RDMA device and port, or why it has none; empty if it is down.
+    #[serde(default)]
+    pub rdma: String,
 }
 
 /// An ended node incarnation there.
@@ -161,6 +180,11 @@ impl Admin {
 }
 
 impl AdminView {
+    /// The way from a node to a server.
+    pub fn link(&self, node: &str, server: &str) -> Option<&AdminLink> {
+        self.node(node)?.links.iter().find(|link| link.server == server)
+    }
+
     /// The node with this name.
     pub fn node(&self, name: &str) -> Option<&AdminNode> {
         self.nodes.iter().find(|node| node.name == name)

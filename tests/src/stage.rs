@@ -44,13 +44,46 @@ impl Stage {
         let permit = CLUSTERS.acquire().await.unwrap();
         let cluster = Cluster::start(Product::ready().unwrap(), options).await.unwrap();
         let traces = cluster.traces();
-        Self { cluster: Some(cluster), traces, _permit: permit }
+        let stage = Self { cluster: Some(cluster), traces, _permit: permit };
+        if stage.options().hosts.is_some() {
+            stage.until_connected().await;
+        }
+        stage
+    }
+
+    /// Kills all nodes and servers and starts them again, so that there is no session any more.
+    pub async fn renew(&mut self) {
+        let members = [self.servers(), self.nodes()].concat();
+        let members: Vec<&str> = members.iter().map(String::as_str).collect();
+        let running: Vec<&str> =
+            members.iter().copied().filter(|member| self.process(member).is_ok()).collect();
+        self.kill_together(&running).unwrap();
+        self.restart(&members).await;
+        self.until("no session is left", |view| view.sessions() == 0 && view.dead.is_empty()).await;
+    }
+
+    /// Waits until each node that is up has its way to each server that is up: through shared memory on one
+    /// host, by RDMA to another. There is no third way.
+    pub async fn until_connected(&self) -> AdminView {
+        let hosts = self.options().hosts.clone().unwrap_or_default();
+        let good = |view: &AdminView| {
+            let nodes = view.nodes.iter().filter(|node| node.state == "up");
+            nodes.into_iter().all(|node| {
+                view.servers.iter().filter(|server| server.state == "up").all(|server| {
+                    let same = hosts.of(&node.name) == hosts.of(&server.name);
+                    let wanted = if same { "shm" } else { "verbs" };
+                    view.link(&node.name, &server.name).is_some_and(|link| link.transport == wanted)
+                })
+            })
+        };
+        self.until("each node has the right way to each server", good).await
     }
 
     /// Stops the cluster: every member ends when asked, and nothing is left.
     pub fn end(mut self) {
         let remains = self.cluster.take().unwrap().stop().unwrap();
         assert!(remains.killed.is_empty(), "did not end when asked: {:?}", remains.killed);
+        assert!(remains.running.is_empty(), "runs on other hosts: {:?}", remains.running);
         assert_eq!(self.traces.left(), Vec::<String>::new());
     }
 
@@ -59,13 +92,14 @@ impl Stage {
     pub fn end_untouched(mut self) {
         let remains = self.cluster.take().unwrap().stop().unwrap();
         assert!(remains.killed.is_empty(), "did not end when asked: {:?}", remains.killed);
+        assert!(remains.running.is_empty(), "runs on other hosts: {:?}", remains.running);
         assert!(remains.segments.is_empty(), "members left shared memory: {:?}", remains.segments);
         assert_eq!(self.traces.left(), Vec::<String>::new());
     }
 
     /// Waits for a state of the view.
     pub async fn until(&self, wish: &str, good: impl Fn(&AdminView) -> bool) -> AdminView {
-        self.admin().until(wish, SOON, good).await.unwrap()
+        self.admin().until(wish, SOON * self.options().patience, good).await.unwrap()
     }
 
     /// Waits until that many sessions are hosted and each has that many copies.

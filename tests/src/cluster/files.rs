@@ -1,10 +1,13 @@
 //! What the launcher writes into the run folder: the configuration of the cluster and of each nginx.
 
-use super::{Options, Place, WebUser, folder};
+use super::place::Place;
+use super::{Options, WebUser, folder};
+use crate::guest::Agent;
 use anyhow::Result;
 use data_encoding::HEXLOWER;
 use std::fmt::Write;
 use std::fs;
+use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -15,24 +18,34 @@ const PAGE: &str = include_str!("../../../webnode-ffi/nginx/page/index.html");
 pub fn config(options: &Options, place: &Place, run_dir: &Path, user: Option<&WebUser>) -> Result<String> {
     let mut key = [0; 32];
     getrandom::fill(&mut key)?;
+    let control = |address: Option<SocketAddr>| match address {
+        Some(address) => format!("control = \"{address}\"\n"),
+        None => String::new(),
+    };
     let mut text = format!(
-        "[cluster]\nname = \"{}\"\nrun_dir = \"{}\"\ncopies = {}\ncookie_keys = [\"{}\"]\n\n\
-         [director]\nlisten = \"{}\"\nadmin_listen = \"{}\"\n{}\n",
+        "[cluster]\nname = \"{}\"\nrun_dir = \"{}\"\ncopies = {}\ncookie_keys = [\"{}\"]\n{}\n\
+         [director]\nlisten = \"{}\"\nadmin_listen = \"{}\"\n{}{}\n",
         options.name,
         run_dir.display(),
         options.copies,
         HEXLOWER.encode(&key),
-        place.director.address,
-        place.admin.address,
+        options.cluster,
+        place.director,
+        place.admin,
+        control(place.director_control),
         options.director,
     );
     text.push_str(&options.tables);
+    if options.hosts.is_some() {
+        writeln!(text, "\n[tls]\ndir = \"{}/tls\"", run_dir.display())?;
+    }
     for (at, name) in options.server_names().enumerate() {
         let weight = options.weights.get(at).copied().unwrap_or(1);
         writeln!(text, "\n[[server]]\nname = \"{name}\"\nweight = {weight}")?;
+        text.push_str(&control(place.servers.get(at).copied()));
     }
-    for (name, port) in options.node_names().zip(&place.nodes) {
-        writeln!(text, "\n[[node]]\nname = \"{name}\"\naddress = \"{}\"", port.address)?;
+    for (name, address) in options.node_names().zip(&place.nodes) {
+        writeln!(text, "\n[[node]]\nname = \"{name}\"\naddress = \"{address}\"")?;
         if let Some(user) = user {
             writeln!(text, "uids = [{}]", user.uid)?;
         }
@@ -57,7 +70,7 @@ pub struct Nginx<'a> {
     /// The node's name.
     pub name: &'a str,
     /// Where it listens.
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     /// Worker processes.
     pub workers: u32,
     /// Module to load.
@@ -76,19 +89,39 @@ impl Nginx<'_> {
         self.run_dir.join(format!("nginx-{}", self.name))
     }
 
-    /// Writes the folder: configuration, page, folders for temporary files.
+    /// Writes the folder on this host: configuration, page, folders for temporary files.
     pub fn write(&self) -> Result<()> {
-        let dir = self.dir();
-        let page = dir.join("page");
-        fs::create_dir_all(&page)?;
-        fs::write(page.join("index.html"), PAGE)?;
-        fs::write(dir.join("nginx.conf"), self.text())?;
+        fs::create_dir_all(self.page())?;
+        for (path, text) in self.files() {
+            fs::write(&path, text)?;
+            if let Some(user) = self.user {
+                folder::share(&path, user.gid, 0o640)?;
+            }
+        }
         if let Some(user) = self.user {
-            folder::share(&dir, user.gid, 0o750)?;
-            folder::share(&page, user.gid, 0o750)?;
-            folder::share(&page.join("index.html"), user.gid, 0o640)?;
+            folder::share(&self.dir(), user.gid, 0o750)?;
+            folder::share(&self.page(), user.gid, 0o750)?;
         }
         Ok(())
+    }
+
+    /// Writes the folder on another host.
+    pub fn write_to(&self, agent: Agent) -> Result<()> {
+        let gid = self.user.map_or(0, |user| user.gid);
+        for (path, text) in self.files() {
+            agent.put_file_of(&path, text.as_bytes(), 0o640, (0, gid))?;
+        }
+        let (dir, page) = (self.dir(), self.page());
+        let (dir, page) = (dir.display(), page.display());
+        agent.shell(&format!("chown :{gid} {dir} {page}; chmod 750 {dir} {page}")).map(drop)
+    }
+
+    fn page(&self) -> PathBuf {
+        self.dir().join("page")
+    }
+
+    fn files(&self) -> [(PathBuf, String); 2] {
+        [(self.page().join("index.html"), PAGE.into()), (self.dir().join("nginx.conf"), self.text())]
     }
 
     /// Text of `nginx.conf`.

@@ -1,11 +1,15 @@
-//! A cluster on this host: session servers, director, and one nginx per web node, each a real process.
+//! A cluster: session servers, director, and one nginx per web node, each a real process, on this host or,
+//! but for the director, on others.
 //!
-//! Invariants: everything on disk is in the run folder; every process is recorded there before it does
-//! anything; a `Cluster` that is dropped has killed its processes and removed its folder and its shared
-//! memory.
+//! Invariants: everything on disk is in the run folder, which has the same path on every host; every process
+//! of this host is recorded there before it does anything; a `Cluster` that is dropped has killed its
+//! processes and, on this host, removed its folder and its shared memory.
 
 mod files;
 mod folder;
+mod host;
+mod member;
+mod place;
 mod ports;
 mod process;
 #[cfg(test)]
@@ -13,12 +17,17 @@ mod tests;
 mod user;
 
 pub use folder::{Folder, segments};
+pub use host::Hosts;
+pub use member::Member;
 pub use ports::{Port, is_free};
 pub use process::{Kill, Process, pids_of_group, pids_working_in};
 pub use user::WebUser;
 
+use self::member::Remote;
+use self::place::Place;
 use crate::admin::Admin;
 use crate::client::{Browser, Connection};
+use crate::guest::Agent;
 use crate::product::{Product, find_program};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::Signal;
@@ -26,9 +35,8 @@ use selvage_fabric::config::Config;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A cluster that is not up after this time does not come up.
@@ -61,6 +69,8 @@ pub struct Options {
     pub admin_port: Option<u16>,
     /// Weights of the servers; 1 for those not named.
     pub weights: Vec<u32>,
+    /// More lines for `[cluster]`.
+    pub cluster: String,
     /// More lines for `[director]`.
     pub director: String,
     /// More tables of the configuration.
@@ -69,6 +79,10 @@ pub struct Options {
     pub folder: Option<PathBuf>,
     /// Members that are configured, but started only later by [`Cluster::start_member`].
     pub later: Vec<String>,
+    /// The hosts, if there are several.
+    pub hosts: Option<Hosts>,
+    /// How many times longer everything may take than on an ordinary machine.
+    pub patience: u32,
     /// The web nodes' processes have the launcher's own user, even if it is root: for programs that are a
     /// node themselves.
     pub nodes_are_launchers: bool,
@@ -85,12 +99,15 @@ impl Default for Options {
             port: None,
             admin_port: None,
             weights: Vec::new(),
+            cluster: String::new(),
             director: String::new(),
             // Every segment is allocated whole at its start, so a cluster on one host takes no more than it
             // needs.
             tables: "[memory]\nsessions_max = 16384\ncache_bytes = 33554432\nlease_bytes = 33554432\n".into(),
             folder: None,
             later: Vec::new(),
+            hosts: None,
+            patience: 1,
             nodes_are_launchers: false,
         }
     }
@@ -108,14 +125,6 @@ impl Options {
     }
 }
 
-/// The ports of a cluster.
-#[derive(Debug)]
-pub struct Place {
-    director: Port,
-    admin: Port,
-    nodes: Vec<Port>,
-}
-
 /// A running cluster.
 #[derive(Debug)]
 pub struct Cluster {
@@ -126,7 +135,7 @@ pub struct Cluster {
     user: Option<WebUser>,
     config: Config,
     folder: Option<Folder>,
-    processes: BTreeMap<String, Process>,
+    processes: BTreeMap<String, Box<dyn Member>>,
 }
 
 /// What was left when all processes had ended by themselves; empty if they cleaned up well.
@@ -136,6 +145,8 @@ pub struct Remains {
     pub killed: Vec<String>,
     /// Shared-memory segments.
     pub segments: Vec<PathBuf>,
+    /// Processes that are still there on other hosts.
+    pub running: Vec<String>,
 }
 
 /// What could be left of a cluster, to be looked for after its end.
@@ -172,38 +183,18 @@ impl Cluster {
         // Workers whose master is killed become ours, so that none of them stays as a zombie.
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         // The folder first: if it is a crashed run's, its processes hold the ports.
-        let folder = Folder::take(&folder_path(&options)?)?;
-        match Self::configure(&options, &folder, user.as_ref()) {
-            Ok((place, config)) => Ok(Self {
-                options,
-                product,
-                nginx,
-                place,
-                user,
-                config,
-                folder: Some(folder),
-                processes: BTreeMap::new(),
-            }),
+        let folder = Folder::take(&place::folder_path(&options)?)?;
+        let (place, config) = match place::configure(&options, &folder, user.as_ref()) {
+            Ok(configured) => configured,
             Err(error) => {
                 folder.remove()?;
-                Err(error)
+                return Err(error);
             }
-        }
-    }
-
-    fn configure(options: &Options, folder: &Folder, user: Option<&WebUser>) -> Result<(Place, Config)> {
-        let place = Place {
-            director: port(options.port, "--port")?,
-            admin: port(options.admin_port, "--admin-port")?,
-            nodes: (0..options.nodes).map(|_| Port::free()).collect::<Result<_>>()?,
         };
-        let text = files::config(options, &place, folder.path(), user)?;
-        files::write_secret(&folder.config(), &text, user)?;
-        let config = Config::load(&folder.config())?;
-        if let Some(user) = user {
-            folder.share_with(user.gid)?;
-        }
-        Ok((place, config))
+        let (folder, processes) = (Some(folder), BTreeMap::new());
+        let cluster = Self { options, product, nginx, place, user, config, folder, processes };
+        cluster.prepare_hosts()?;
+        Ok(cluster)
     }
 
     /// Starts every member that is not left for later, and waits until the view shows them up.
@@ -236,9 +227,19 @@ impl Cluster {
     pub fn start_member(&mut self, name: &str) -> Result<()> {
         ensure!(!self.processes.contains_key(name), "{name} runs already");
         let mut command = self.command(name)?;
-        let process = Process::start(self.folder()?, name, &mut command)?;
-        self.processes.insert(name.to_owned(), process);
+        let folder = self.folder()?;
+        let member: Box<dyn Member> = match self.agent_of(name) {
+            Some(agent) => Box::new(Remote::start(agent, name, &command, folder.path(), folder.log(name))?),
+            None => Box::new(Process::start(folder, name, &mut command)?),
+        };
+        self.processes.insert(name.to_owned(), member);
+        self.options.later.retain(|later| later != name);
         Ok(())
+    }
+
+    /// The agent of a member's host; none if that is this one.
+    fn agent_of(&self, name: &str) -> Option<Agent> {
+        self.options.hosts.as_ref()?.agent_of(name)
     }
 
     /// The command that starts a member.
@@ -261,14 +262,17 @@ impl Cluster {
         let at = at.with_context(|| format!("the cluster has no member {name}"))?;
         let nginx = files::Nginx {
             name,
-            address: self.place.nodes[at].address,
+            address: self.place.nodes[at],
             workers: self.options.workers,
             module: self.product.nginx_module(),
             config,
             run_dir: self.folder()?.path(),
             user: self.user.as_ref(),
         };
-        nginx.write()?;
+        match self.agent_of(name) {
+            Some(agent) => nginx.write_to(agent)?,
+            None => nginx.write()?,
+        }
         let mut command = Command::new(nginx_of(&self.nginx)?);
         command.args(["-e", "stderr", "-p"]).arg(nginx.dir()).arg("-c").arg(nginx.dir().join("nginx.conf"));
         Ok(command)
@@ -303,7 +307,7 @@ impl Cluster {
     /// It does not run.
     pub fn stop_member(&mut self, name: &str) -> Result<bool> {
         let process = self.processes.remove(name).with_context(|| format!("{name} does not run"))?;
-        process.stop(self.polite_signal(name), STOP_WAIT)
+        process.stop(self.polite_signal(name), STOP_WAIT * self.options.patience)
     }
 
     /// Sends a signal to every process of a member.
@@ -319,17 +323,12 @@ impl Cluster {
     ///
     /// # Errors
     /// It does not run.
-    pub fn process(&self, name: &str) -> Result<&Process> {
-        self.processes.get(name).with_context(|| format!("{name} does not run"))
-    }
-
-    /// The members that run, by name.
-    pub fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.processes.values()
+    pub fn process(&self, name: &str) -> Result<&dyn Member> {
+        self.processes.get(name).map(|member| &**member).with_context(|| format!("{name} does not run"))
     }
 
     /// Members that have ended without being asked, and how; they count as not running from now on.
-    pub fn deaths(&mut self) -> Vec<(String, std::process::ExitStatus)> {
+    pub fn deaths(&mut self) -> Vec<(String, String)> {
         let ended: Vec<_> = self
             .processes
             .iter_mut()
@@ -352,7 +351,7 @@ impl Cluster {
     /// A member died, or it takes too long.
     pub async fn wait_up(&mut self) -> Result<()> {
         let mut admin = self.admin();
-        let deadline = Instant::now() + UP_WAIT;
+        let deadline = Instant::now() + UP_WAIT * self.options.patience;
         let wanted: Vec<String> = self.processes.keys().filter(|name| *name != DIRECTOR).cloned().collect();
         let nodes = wanted.iter().filter(|name| self.config.node(name).is_some()).count();
         let leases = nodes as u64 * self.config.memory.lease_bytes;
@@ -377,17 +376,16 @@ impl Cluster {
 
     /// Fails with the end of its log if a member has died.
     fn no_deaths(&mut self) -> Result<()> {
-        let logs: BTreeMap<_, _> = self.processes.values().map(|p| (p.name.clone(), p.log.clone())).collect();
-        match self.deaths().first() {
-            Some((name, status)) => {
-                bail!("{name} ended ({status}); {}", tail(name, &logs[name], LOG_TAIL_LINES))
+        for (name, member) in &mut self.processes {
+            if let Some(status) = member.ended() {
+                bail!("{name} ended ({status}); {}", tail(name, &**member, LOG_TAIL_LINES))
             }
-            None => Ok(()),
         }
+        Ok(())
     }
 
     async fn wait_for_director(&mut self) -> Result<()> {
-        let deadline = Instant::now() + UP_WAIT;
+        let deadline = Instant::now() + UP_WAIT * self.options.patience;
         let mut admin = self.admin();
         while admin.view().await.is_err() {
             self.no_deaths()?;
@@ -402,7 +400,7 @@ impl Cluster {
     }
 
     fn all_tails(&self, lines: usize) -> String {
-        self.processes.values().map(|process| tail(&process.name, &process.log, lines)).collect()
+        self.processes.iter().map(|(name, member)| tail(name, &**member, lines)).collect()
     }
 
     /// Ends all members in the order in which they disturb each other least, bounded, removes everything, and
@@ -418,12 +416,15 @@ impl Cluster {
         for name in names {
             let Some(process) = self.processes.remove(&name) else { continue };
             process.signal(Signal::CONT);
-            if !process.stop(self.polite_signal(&name), STOP_WAIT)? {
+            if !process.stop(self.polite_signal(&name), STOP_WAIT * self.options.patience)? {
                 remains.killed.push(name);
             }
         }
         if let Some(folder) = self.folder.take() {
             remains.segments = folder.segments();
+            if let Some(hosts) = &self.options.hosts {
+                hosts.clear(folder.path(), &self.config.segment_prefix(), &mut remains)?;
+            }
             folder.remove()?;
         }
         Ok(remains)
@@ -442,12 +443,12 @@ impl Cluster {
 
     /// Where browsers connect.
     pub fn address(&self) -> SocketAddr {
-        self.place.director.address
+        self.place.director
     }
 
     /// Where the admin API is.
     pub fn admin_address(&self) -> SocketAddr {
-        self.place.admin.address
+        self.place.admin
     }
 
     /// Where a web node listens, behind the director's back.
@@ -500,9 +501,12 @@ impl Cluster {
 
     /// A member's whole log.
     pub fn log(&self, name: &str) -> String {
-        self.folder()
-            .map(|folder| fs::read_to_string(folder.log(name)).unwrap_or_default())
-            .unwrap_or_default()
+        let Ok(folder) = self.folder() else { return String::new() };
+        let path = folder.log(name);
+        match self.agent_of(name) {
+            Some(agent) => String::from_utf8_lossy(&agent.file(path).unwrap_or_default()).into_owned(),
+            None => fs::read_to_string(path).unwrap_or_default(),
+        }
     }
 }
 
@@ -537,38 +541,7 @@ fn nginx_of(found: &Option<PathBuf>) -> Result<&PathBuf> {
     found.as_ref().ok_or_else(|| anyhow!("nginx is missing: run `cargo x setup`"))
 }
 
-/// The last lines of a log, in one.
-fn tail(name: &str, log: &Path, count: usize) -> String {
-    let text = fs::read_to_string(log).unwrap_or_default();
-    let lines: Vec<&str> = text.lines().collect();
-    let last = &lines[lines.len().saturating_sub(count)..];
-    format!("the log of {name} ends:\n  {}\n", last.join("\n  "))
-}
-
-fn port(wanted: Option<u16>, option: &str) -> Result<Port> {
-    let Some(number) = wanted else { return Port::free() };
-    match Port::reserve(number) {
-        Some(port) if is_free(port.address) => Ok(port),
-        _ => bail!(
-            "port {number} is taken: choose another with {option}, or end the program that listens there"
-        ),
-    }
-}
-
-/// The run folder: given, or by port, so that a run finds what a crashed one on the same port left; unique
-/// without a port.
-fn folder_path(options: &Options) -> Result<PathBuf> {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    if let Some(folder) = &options.folder {
-        return Ok(folder.clone());
-    }
-    let parent = std::env::temp_dir().canonicalize().context("the temporary folder")?;
-    let uid = rustix::process::geteuid().as_raw();
-    if let Some(port) = options.port {
-        return Ok(parent.join(format!("selvage-{uid}-{port}")));
-    }
-    let prefix = format!("selvage-{uid}-t");
-    Folder::sweep(&parent, &prefix);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    Ok(parent.join(format!("{prefix}{}-{number}", std::process::id())))
+/// The last lines of a member's log, in one text.
+fn tail(name: &str, member: &dyn Member, count: usize) -> String {
+    format!("the log of {name} ends:\n  {}\n", member.tail(count).trim_end().replace('\n', "\n  "))
 }

@@ -133,24 +133,40 @@ impl Process {
 }
 
 /// What `/proc/<pid>/stat` says.
-struct Stat {
-    state: char,
-    group: u32,
+pub(super) struct Stat {
+    pub(super) pid: u32,
+    pub(super) state: char,
+    pub(super) group: u32,
+    cpu_ticks: u64,
     start_ticks: u64,
 }
 
 impl Stat {
-    fn of(pid: u32) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    /// Ticks in a second, on every Linux since 2.6.
+    const TICKS_PER_S: u64 = 100;
+
+    pub(super) fn of(pid: u32) -> Option<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
         // The second field is the program's name in parentheses and may hold anything, spaces and parentheses
         // too.
-        let (_, rest) = text.rsplit_once(')')?;
+        let (before, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
+        let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
         Some(Self {
+            pid: before.split_once(' ')?.0.parse().ok()?,
             state: fields.first()?.chars().next()?,
             group: fields.get(2)?.parse().ok()?,
-            start_ticks: fields.get(19)?.parse().ok()?,
+            cpu_ticks: number(11)? + number(12)?,
+            start_ticks: number(19)?,
         })
+    }
+
+    /// Processor time of the process, in the kernel and outside.
+    pub(super) fn cpu_time(&self) -> Duration {
+        Duration::from_millis(self.cpu_ticks * 1000 / Self::TICKS_PER_S)
     }
 }
 

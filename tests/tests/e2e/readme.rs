@@ -95,9 +95,9 @@ fn the_documented_defaults_are_the_defaults() {
     let parse = |text: &str| Config::parse(Path::new("docs"), text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     assert_eq!(format!("{:?}", parse(&documented)), format!("{:?}", parse(&required)));
     // Unknown keys are errors, so the table has no key too many; this is against keys that it has not.
-    let source = fs::read_to_string(workspace_root().join("fabric/src/config.rs")).unwrap();
+    let source = fs::read_to_string(workspace_root().join("fabric/src/config/mod.rs")).unwrap();
     let fields = source.split("impl Config {").next().unwrap();
     let settings = fields.split("#[serde(deny_unknown_fields").skip(1).collect::<String>();
     let fields = settings.lines().filter(|line| line.starts_with("    pub ")).count();
-    assert_eq!(keys, fields, "keys in the document, fields in fabric/src/config.rs");
+    assert_eq!(keys, fields, "keys in the document, fields in fabric/src/config/mod.rs");
 }
