@@ -1,211 +1,16 @@
-//! The real program: start errors, stewards over the real socket, the admin API, `selvage`, an orderly end.
+//! On one host: start errors, stewards over the real socket, the admin API, `selvage`, an orderly end.
 
-use selvage_fabric::control::message::{
-    FromDirector, FromServer, LeaseReport, NodeBeat, Role, ServerReport, ToDirector, ToServer,
-};
+use crate::site::{Site, WAIT, finish, get, play_server, play_steward, post, receive, register, until};
+use selvage_fabric::control::message::{FromDirector, NodeBeat, Role, ToDirector};
 use selvage_fabric::control::stream::Stream;
 use selvage_fabric::error::ErrorKind;
 use selvage_fabric::ident::{Epoch, Incarnation};
-use selvage_fabric::view::View;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
-
-const WAIT: Duration = Duration::from_secs(10);
-
-/// A folder with a configuration of its own, and the programs run with it.
-struct Site {
-    dir: TempDir,
-    browsers: SocketAddr,
-    admin: SocketAddr,
-    node: SocketAddr,
-}
-
-impl Site {
-    fn new() -> Self {
-        let site = Self { dir: TempDir::new().unwrap(), browsers: free(), admin: free(), node: free() };
-        site.configure("");
-        site
-    }
-
-    fn configure(&self, more: &str) {
-        let (run_dir, key) = (self.run_dir(), "22".repeat(32));
-        let text = format!(
-            "[cluster]\nname = \"t\"\nrun_dir = \"{}\"\ncookie_keys = [\"{key}\"]\n\
-             [director]\nlisten = \"{}\"\nadmin_listen = \"{}\"\nhold_ms = 500\n\
-             [[server]]\nname = \"s1\"\n\
-             [[node]]\nname = \"n1\"\naddress = \"{}\"\n\
-             [[node]]\nname = \"n2\"\naddress = \"127.0.0.1:1\"\n{more}",
-            run_dir.display(),
-            self.browsers,
-            self.admin,
-            self.node
-        );
-        std::fs::write(self.config(), text).unwrap();
-    }
-
-    fn config(&self) -> PathBuf {
-        self.dir.path().join("selvage.toml")
-    }
-
-    fn run_dir(&self) -> PathBuf {
-        self.dir.path().join("run")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.run_dir().join("director.sock")
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_selvage-director"));
-        command.arg("--config").arg(self.config()).stdin(Stdio::null());
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).env("SELVAGE_LOG", "warn");
-        command
-    }
-
-    /// Starts a director and waits until it serves.
-    fn start(&self) -> Running {
-        let child = self.command().spawn().unwrap();
-        let running = Running(child);
-        until("the admin API answers", || {
-            get(self.admin, "/healthz").is_some_and(|page| page.contains("ok"))
-        });
-        running
-    }
-
-    /// Runs a director that cannot start: its one line of complaint.
-    fn refused(&self) -> String {
-        let output = finish(self.command().spawn().unwrap());
-        assert!(!output.status.success());
-        let text = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(text.lines().count(), 1, "{text}");
-        text
-    }
-
-    fn selvage(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_selvage"));
-        command.args(arguments).arg("--config").arg(self.config()).stdin(Stdio::null());
-        finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
-    }
-
-    /// A steward's connection after its hello.
-    fn steward(&self, name: &str, incarnation: Incarnation) -> Stream {
-        let mut stream = Stream::connect(&self.socket(), WAIT).unwrap();
-        stream.client_hello("t", Role::Node { name: name.to_owned(), incarnation, pid: 0 }, WAIT).unwrap();
-        stream
-    }
-
-    fn view(&self) -> serde_json::Value {
-        let page = get(self.admin, "/admin/view").expect("the admin API answers");
-        serde_json::from_str(page.split("\r\n\r\n").nth(1).unwrap()).unwrap()
-    }
-
-    fn metric(&self, name: &str) -> u64 {
-        let page = get(self.admin, "/metrics").unwrap();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.unwrap_or_else(|| panic!("no metric {name}")).parse().unwrap()
-    }
-}
-
-/// A director that is killed if the test ends before it.
-struct Running(Child);
-
-impl Running {
-    fn signal(&self, signal: &str) {
-        let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-
-    fn ends_well(&mut self) {
-        let begun = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                assert!(status.success(), "{status}");
-                return;
-            }
-            assert!(begun.elapsed() < WAIT, "it does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended, which is fine.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A port that is free and stays so: it is below those that the kernel gives to others by itself, and no two
-/// tests get the same one.
-fn free() -> SocketAddr {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    (0..1000)
-        .map(|_| (std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000 + 20_000)
-        .map(|port| SocketAddr::from(([127, 0, 0, 1], port as u16)))
-        .find(|address| TcpListener::bind(address).is_ok())
-        .expect("a free port")
-}
-
-/// The output of a process that must end by itself.
-fn finish(mut child: Child) -> Output {
-    let begun = Instant::now();
-    while child.try_wait().unwrap().is_none() {
-        if begun.elapsed() > WAIT {
-            let _ = child.kill();
-            panic!("the process does not end");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    child.wait_with_output().unwrap()
-}
-
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < WAIT, "waited in vain until {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// One exchange with a connection of its own; `None` if nobody answers.
-fn exchange(address: SocketAddr, head: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(address).ok()?;
-    stream.set_read_timeout(Some(WAIT)).ok()?;
-    stream.write_all(format!("{head}\r\nhost: test\r\nconnection: close\r\n\r\n").as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    (!answer.is_empty()).then_some(answer)
-}
-
-fn get(address: SocketAddr, path: &str) -> Option<String> {
-    exchange(address, &format!("GET {path} HTTP/1.1"))
-}
-
-fn post(address: SocketAddr, path: &str, more: &str) -> String {
-    exchange(address, &format!("POST {path} HTTP/1.1\r\ncontent-length: 0{more}")).unwrap()
-}
-
-fn receive(stream: &mut Stream) -> FromDirector {
-    stream.recv::<FromDirector>(WAIT).unwrap().0
-}
-
-fn register(stream: &mut Stream) -> Incarnation {
-    stream.send(&ToDirector::Register, None, WAIT).unwrap();
-    loop {
-        if let FromDirector::Registered { incarnation, view } = receive(stream) {
-            assert!(view.node(incarnation).is_some());
-            return incarnation;
-        }
-    }
-}
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
 
 #[test]
 fn a_taken_port_is_said_in_one_line() {
@@ -427,86 +232,14 @@ fn selvage_says_what_is_wrong() {
     assert!(String::from_utf8(output.stderr).unwrap().contains("selvage.toml:2"));
 }
 
-/// Plays a session server's part of the protocol at its socket, on a thread: says hello, reports after each
-/// request what it was told, and how many sessions of ended nodes are unsettled. Ends when the director
-/// closes or `turns` are over.
-fn play_server(site: &Site, incarnation: u64, turns: usize, unsettled: u64) -> std::thread::JoinHandle<()> {
-    let socket = site.run_dir().join("server-s1.sock");
-    // What an earlier one left.
-    let _ = std::fs::remove_file(&socket);
-    let listener = UnixListener::bind(socket).unwrap();
-    let incarnation = Incarnation(incarnation);
-    std::thread::spawn(move || {
-        let mut stream = Stream::accepted(listener.accept().unwrap().0).unwrap();
-        stream.server_hello("t", incarnation, |_, _| Ok(()), WAIT).unwrap();
-        let mut view: Option<View> = None;
-        for _ in 0..turns {
-            let Ok((message, _)) = stream.recv::<ToServer>(WAIT) else { return };
-            if let ToServer::SetView(told) = message {
-                view = Some(told);
-            }
-            let dead = view.iter().flat_map(|view| &view.dead).map(|dead| LeaseReport {
-                node: dead.name.clone(),
-                incarnation: dead.incarnation,
-                sealed: true,
-                sessions: 3,
-                unsettled: if dead.sealed { 0 } else { unsettled },
-                beat_age_ms: None,
-            });
-            let report = ServerReport {
-                name: "s1".into(),
-                incarnation,
-                pid: 99,
-                epoch: view.as_ref().map(|view| view.epoch).unwrap_or_default(),
-                leases: dead.collect(),
-                view: view.clone(),
-                bytes: 4096,
-                counters: vec![("seals".into(), 2)],
-                rdma: String::new(),
-            };
-            if stream.send(&FromServer::Report(report), None, WAIT).is_err() {
-                return;
-            }
-        }
-        // What is no message: the director must cut this off and go on.
-        let _ = stream.send(&"nonsense", None, WAIT);
-        let _ = stream.recv::<ToServer>(WAIT);
-    })
-}
-
-/// A steward that beats on a thread until the director says that it is over; what it said.
-fn play_steward(site: &Site, name: &str) -> std::thread::JoinHandle<FromDirector> {
-    let mut stream = site.steward(name, Incarnation::NONE);
-    register(&mut stream);
-    std::thread::spawn(move || {
-        let begun = Instant::now();
-        while begun.elapsed() < WAIT {
-            let beat = NodeBeat { safe: [0, 5, 0], ..NodeBeat::default() };
-            stream.send(&ToDirector::Beat(beat), None, WAIT).unwrap();
-            loop {
-                match stream.recv(Duration::from_millis(40)) {
-                    Ok((FromDirector::PrepareDrain, _)) => {
-                        stream.send(&ToDirector::Drained, None, WAIT).unwrap()
-                    }
-                    Ok((over @ FromDirector::Over { .. }, _)) => return over,
-                    Ok(_) => {}
-                    Err(error) if error.kind == ErrorKind::Timeout => break,
-                    // The director has ended: so does the test.
-                    Err(_) => return FromDirector::PrepareDrain,
-                }
-            }
-        }
-        panic!("{begun:?}: the director never said that it is over");
-    })
-}
-
 #[test]
 fn a_drain_over_the_real_sockets() {
     let site = Site::new();
     let mut director = site.start();
     let server = play_server(&site, 5, usize::MAX, 3);
     until("the server is up", || site.view()["servers"][0]["state"] == "up");
-    let (one, two) = (play_steward(&site, "n1"), play_steward(&site, "n2"));
+    let steward = |name| play_steward(site.steward(name, Incarnation::NONE));
+    let (one, two) = (steward("n1"), steward("n2"));
     let output = site.selvage(&["drain", "n1"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "node n1: drained\n");

@@ -1,0 +1,5 @@
+//! The real program, on one host and with others: see the modules.
+
+mod local;
+mod remote;
+mod site;
