@@ -35,9 +35,9 @@ pub fn run(config: Config) -> Result<()> {
     let proxy_runtime = runtime(Builder::new_multi_thread().enable_all().thread_name("proxy"))?;
     // Before anything is there that an untimely signal could leave behind.
     let signals = proxy_runtime.block_on(async { Signals::listen() })?;
+    let keyring = keyring(&config)?;
     // Lives to the end: the lock and the socket go last.
     let (_place, start) = Place::take(&config)?;
-    let keyring = keyring(&config)?;
     let config = Arc::new(config);
     let connect_wait = limits::CONNECT_WAIT.min(Duration::from_millis(config.director.hold_ms));
     let routes = Arc::new(Routes::new(connect_wait));

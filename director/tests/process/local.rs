@@ -1,6 +1,6 @@
 //! On one host: start errors, stewards over the real socket, the admin API, `selvage`, an orderly end.
 
-use crate::site::{Site, WAIT, finish, get, play_server, play_steward, post, receive, register, until};
+use crate::site::{Site, WAIT, get, play_server, play_steward, post, receive, register, until};
 use selvage_fabric::control::message::{FromDirector, NodeBeat, Role, ToDirector};
 use selvage_fabric::control::stream::Stream;
 use selvage_fabric::error::ErrorKind;

@@ -47,7 +47,7 @@ impl Site {
         let site = Self { control: Some(free()), server: Some(free()), ..Self::new() };
         site.configure("");
         let config = Config::load(&site.config()).unwrap();
-        ca::make(&site.certificates(), &config, 2, false).unwrap();
+        ca::make(&site.certificates(), &config, 60, false).unwrap();
         site
     }
 
