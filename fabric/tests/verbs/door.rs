@@ -124,3 +124,35 @@ fn a_door_outlives_its_lease_and_its_device_handle() {
     let fresh = Verbs::new(&over(SERVER_DEVICE));
     Door::open(&fresh, &lease_of("n2"), None, ARCHIVE_BYTES_MAX).unwrap();
 }
+
+/// Takes the limit on locked memory down for this process, and the capability to ignore it, in a process of
+/// its own.
+#[test]
+fn too_little_locked_memory_is_named_with_what_to_set() {
+    let output = std::process::Command::new("bash")
+        .args(["-c", "ulimit -l 64; exec setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "door::child_with_little_locked_memory", "--nocapture"])
+        .env(LITTLE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    for words in ["said: RDMA device rxe1 must pin", "RLIMIT_MEMLOCK is 65536", "LimitMEMLOCK=infinity"] {
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+const LITTLE: &str = "SELVAGE_TEST_LITTLE_MEMLOCK";
+
+/// Not a test of its own: the process with little memory to lock.
+#[test]
+fn child_with_little_locked_memory() {
+    if std::env::var_os(LITTLE).is_none() {
+        return;
+    }
+    let verbs = Verbs::new(&over(SERVER_DEVICE));
+    let error = Door::open(&verbs, &lease_of("n1"), None, ARCHIVE_BYTES_MAX).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    println!("said: {error}");
+}

@@ -192,3 +192,7 @@ fn named_gid(place: &str, port: &PortFacts, index: u8) -> Result<GidFacts> {
 fn is_local(gid: &GidFacts, local: Option<IpAddr>) -> bool {
     gid.kind == GidKind::RoceV2 && local.is_some_and(|local| local.to_canonical() == gid.ip())
 }
+
+#[cfg(test)]
+#[path = "choose_tests.rs"]
+mod tests;

@@ -269,3 +269,7 @@ fn empty() -> sys::ibv_qp_attr {
         rate_limit: 0,
     }
 }
+
+#[cfg(test)]
+#[path = "endpoint_tests.rs"]
+mod tests;
