@@ -130,7 +130,10 @@ fn a_door_outlives_its_lease_and_its_device_handle() {
 #[test]
 fn too_little_locked_memory_is_named_with_what_to_set() {
     let output = std::process::Command::new("bash")
-        .args(["-c", "ulimit -l 64; exec setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock \"$0\" \"$@\""])
+        .args([
+            "-c",
+            "ulimit -l 64; exec setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock \"$0\" \"$@\"",
+        ])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "door::child_with_little_locked_memory", "--nocapture"])
         .env(LITTLE, "1")

@@ -54,19 +54,10 @@ pub(super) struct Path {
 }
 
 impl Channel {
-    /// Takes note of the device's events, and says why the link is of no more use, if so: the device has
-    /// failed, or its port has another address now. Completions say the rest. Never blocks; a system call.
+    /// Why the link is of no more use, as far as its device knows; completions say the rest. Never blocks; a
+    /// system call.
     pub(super) fn fault(&self) -> Option<String> {
-        self.device.take_events();
-        if let Some(fault) = self.device.fault() {
-            return Some(fault.to_owned());
-        }
-        let Path { choice, changes, .. } = &self.path;
-        if self.device.changes() == *changes || self.device.still_has(choice) {
-            return None;
-        }
-        let (device, number) = (&choice.device, choice.port.number);
-        Some(format!("RDMA device {device} port {number} has another address now; links are opened again"))
+        self.device.fault(&self.path.choice, self.path.changes)
     }
 
     /// Device, port, GID and path MTU; for people.

@@ -18,10 +18,12 @@ use sideway::ibverbs::address::GidType;
 use sideway::ibverbs::device::{DeviceInfo, DeviceList, GetDeviceListErrorKind, TransportType};
 use sideway::ibverbs::device_context::DeviceContext;
 use sideway::ibverbs::protection_domain::ProtectionDomain;
+use std::ffi::CStr;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, Weak};
 
@@ -48,6 +50,8 @@ pub(super) struct Device {
     send_wrs_max: u32,
     /// Memory that only this process's requests read, by where it lies.
     sources: Mutex<Vec<Weak<Mr>>>,
+    /// Where the kernel shows it, as long as it has it.
+    shown_at: Option<PathBuf>,
     /// Counts the events that may change GIDs or LIDs.
     changes: AtomicU32,
     fault: OnceLock<String>,
@@ -73,22 +77,27 @@ impl Verbs {
         Ok(describe(&self.choose(local)?.1))
     }
 
-    /// Chooses device, port and GID, and opens the device or shares it.
-    pub(super) fn open(&self, local: Option<IpAddr>) -> Result<(Arc<Device>, LocalEnd)> {
+    /// Chooses device, port and GID, and opens the device or shares it. Answers also the device's count of
+    /// changes up to which the choice is known to hold.
+    pub(super) fn open(&self, local: Option<IpAddr>) -> Result<(Arc<Device>, LocalEnd, u32)> {
         let (context, choice) = self.choose(local)?;
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|device| device.strong_count() > 0);
-        let shared = open.iter().filter_map(Weak::upgrade).find(|device| device.serves(&choice));
-        let device = match shared {
-            Some(device) => device,
+        let shared = open
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find_map(|device| device.serves(&choice).map(|changes| (device, changes)));
+        let (device, changes) = match shared {
+            Some(shared) => shared,
             None => {
+                // Its events are kept since its context was opened, which was before the choice.
                 let device = Arc::new(Device::new(choice.device.clone(), context)?);
                 open.push(Arc::downgrade(&device));
-                device
+                (device, 0)
             }
         };
         let local = LocalEnd { choice, partition_index: 0, reads: device.reads };
-        Ok((device, local))
+        Ok((device, local, changes))
     }
 
     fn choose(&self, local: Option<IpAddr>) -> Result<(Arc<DeviceContext>, Choice)> {
@@ -146,6 +155,7 @@ impl Device {
         let pd =
             context.alloc_pd().map_err(|error| error::device(&name, "gives no protection domain", error))?;
         Ok(Self {
+            shown_at: shown_at(&context),
             name,
             context: ManuallyDrop::new(context),
             pd: ManuallyDrop::new(pd),
@@ -213,18 +223,32 @@ impl Device {
             .map_err(|error| error::device(&self.name, &format!("cannot register {bytes} bytes"), error))
     }
 
-    /// Why nothing works over it any more, if so: the sentence names device and event.
-    pub(super) fn fault(&self) -> Option<&str> {
-        self.fault.get().map(String::as_str)
-    }
-
     /// How many events have come that may change GIDs or LIDs.
     pub(super) fn changes(&self) -> u32 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Whether a path that was chosen is still what the port has at that place.
-    pub(super) fn still_has(&self, choice: &Choice) -> bool {
+    /// Takes note of the device's events, and says why a connection that was made with `choice`, when
+    /// [`Self::changes`] was `changes`, is of no more use, if so: the device has failed, or its port has
+    /// another address now. Never blocks; a system call.
+    pub(super) fn fault(&self, choice: &Choice, changes: u32) -> Option<String> {
+        self.take_events();
+        // Some drivers do not tell that their device is being removed, and wait for us to let it go.
+        if self.fault.get().is_none() && self.shown_at.as_ref().is_some_and(|path| !path.exists()) {
+            self.fail("was removed");
+        }
+        if let Some(fault) = self.fault.get() {
+            return Some(fault.clone());
+        }
+        if self.changes() == changes || self.still_has(choice) {
+            return None;
+        }
+        let (name, number) = (&self.name, choice.port.number);
+        Some(format!("RDMA device {name} port {number} has another address now; links are opened again"))
+    }
+
+    /// Whether a port still has what was chosen.
+    fn still_has(&self, choice: &Choice) -> bool {
         let number = choice.port.number;
         let same_gid = self
             .context
@@ -234,8 +258,8 @@ impl Device {
         same_gid && same_lid
     }
 
-    /// Takes note of what the device has told since the last call. Never blocks; a system call.
-    pub(super) fn take_events(&self) {
+    /// Takes note of what the device has told since the last call.
+    fn take_events(&self) {
         // SAFETY: the pointer is used while `self` lives.
         let raw = unsafe { self.context.context() };
         loop {
@@ -281,10 +305,20 @@ impl Device {
         }
     }
 
-    /// Whether a new connection can share it: a device that came back under its name is another one.
-    fn serves(&self, choice: &Choice) -> bool {
+    fn fail(&self, how: &str) {
+        let fault = format!("RDMA device {} {how}; links over it are opened again elsewhere", self.name);
+        tracing::error!(device = self.name, "{fault}");
+        // Only the first word counts.
+        let _ = self.fault.set(fault);
+    }
+
+    /// Whether a new connection can share it: a device that came back under its name is another one. Answers
+    /// the count of changes up to which it has what was chosen.
+    fn serves(&self, choice: &Choice) -> Option<u32> {
         self.take_events();
-        self.name == choice.device && self.fault().is_none() && self.still_has(choice)
+        let changes = self.changes();
+        let same = self.name == choice.device && self.fault.get().is_none() && self.still_has(choice);
+        same.then_some(changes)
     }
 }
 
@@ -330,6 +364,18 @@ fn prepare_for_forks() {
             tracing::warn!(error = result, "libibverbs cannot be prepared for forks");
         }
     });
+}
+
+/// The place in the system's tree that a device has as long as the kernel has it.
+fn shown_at(context: &DeviceContext) -> Option<PathBuf> {
+    // SAFETY: the pointer is used while `context` is borrowed.
+    let raw = unsafe { context.context() };
+    // SAFETY: the context is open, so it has a device, which never changes.
+    let device = unsafe { (*raw.as_ptr()).device };
+    // SAFETY: the device structure lives as long as its context.
+    let bytes = unsafe { (*device).dev_path }.map(|byte| byte as u8);
+    let path = CStr::from_bytes_until_nul(&bytes).ok()?.to_str().ok()?;
+    Some(PathBuf::from(path)).filter(|path| path.is_absolute() && path.exists())
 }
 
 /// Device, port, GID and MTU, for people.

@@ -33,6 +33,7 @@ pub struct Door {
     config: Rdma,
     local: LocalEnd,
     archive_bytes_max: usize,
+    changes: u32,
     state: Mutex<State>,
     device: Arc<Device>,
 }
@@ -74,7 +75,7 @@ impl Door {
         local: Option<IpAddr>,
         archive_bytes_max: usize,
     ) -> Result<Self> {
-        let (device, local) = verbs.open(local)?;
+        let (device, local, changes) = verbs.open(local)?;
         let pd = device.new_domain()?;
         let memory = device.register(&pd, lease.region(), Access::Lease)?;
         let cq = Cq::new(device.context(), 1, false)
@@ -82,7 +83,7 @@ impl Door {
         let state =
             State { memory: Some(memory), sealed: false, peers: HashMap::new(), cq: Arc::new(cq), pd };
         let config = verbs.config().clone();
-        Ok(Self { config, local, archive_bytes_max, state: Mutex::new(state), device })
+        Ok(Self { config, local, archive_bytes_max, changes, state: Mutex::new(state), device })
     }
 
     /// Lets a process in: makes its queue pair, ready to receive. Answers this end and the lease's memory. A
@@ -94,9 +95,8 @@ impl Door {
     pub fn connect(&self, peer: PeerId, offer: &Endpoint) -> Result<(Endpoint, RemoteMemory)> {
         let mut state = self.state();
         let memory = state.memory.as_ref().filter(|_| !state.sealed).ok_or_else(|| self.is_over())?;
-        self.device.take_events();
-        if let Some(fault) = self.device.fault() {
-            return Err(error::faulted(fault));
+        if let Some(fault) = self.fault() {
+            return Err(error::faulted(&fault));
         }
         let remote = RemoteMemory {
             address: address(memory),
@@ -185,11 +185,10 @@ impl Door {
         }
     }
 
-    /// Whether it can let anybody in: not sealed, and its device works. One that cannot is sealed, dropped
-    /// and opened anew.
+    /// Whether it can let anybody in: not sealed, its device works, and its port has the address that it had.
+    /// One that cannot is sealed, dropped and, if its lease lives, opened anew.
     pub fn is_open(&self) -> bool {
-        self.device.take_events();
-        self.device.fault().is_none() && !self.state().sealed
+        self.fault().is_none() && !self.state().sealed
     }
 
     /// Processes that are in.
@@ -204,6 +203,10 @@ impl Door {
             Some(mtu) => format!("{text}, path MTU {}", mtu_bytes(mtu)),
             None => text,
         }
+    }
+
+    fn fault(&self) -> Option<String> {
+        self.device.fault(&self.local.choice, self.changes)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -37,8 +37,7 @@ impl Opening {
     /// device refuses.
     pub fn begin(verbs: &Verbs, segment: &Arc<dyn Region>, local: Option<IpAddr>) -> Result<Self> {
         let config = verbs.config().clone();
-        let (device, local) = verbs.open(local)?;
-        let changes = device.changes();
+        let (device, local, changes) = verbs.open(local)?;
         let source = device.source(segment)?;
         let refuse = |what: &str, error| error::device(&device.name, what, error);
         let send_wrs = (2 * config.queue_depth + EXTRA_WRS).min(device.send_wrs_max());
