@@ -136,7 +136,7 @@ fn commit(cache: &Cache, hold: &mut Hold, number: u64, random: &mut Random) {
     cell.fetch_max(counter, Ordering::AcqRel);
     match hold.begin_push(BookIndex(0), PushKind::Archive(bytes as u32)) {
         Ok(push) => match random.below(20) {
-            0 => hold.abandon_push(&push).unwrap(),
+            0 => hold.abandon_push(&push, None).unwrap(),
             1 => hold.cancel_push(&push).unwrap(),
             _ => hold.end_push(&push, version, counter).unwrap(),
         },

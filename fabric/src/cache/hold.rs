@@ -272,14 +272,16 @@ impl Hold {
         guard.cancel_push(self.entry, push)
     }
 
-    /// The push may or may not arrive: its slot and blocks go into quarantine (R4), the place is empty.
+    /// The push may or may not arrive: its slot and blocks go into quarantine (R4), the place is empty. `link`:
+    /// the number of the link that it was posted to; `None` if only the end of the process rules out that it
+    /// arrives.
     ///
     /// # Errors
     /// As [`Hold::end_push`].
-    pub fn abandon_push(&mut self, push: &Push) -> Result<()> {
+    pub fn abandon_push(&mut self, push: &Push, link: Option<u64>) -> Result<()> {
         let guard = self.cache.inner.lock_shard(self.shard)?;
         guard.check_granted(self.hold)?;
-        guard.abandon_push(self.entry, push, self.cache.inner.word)
+        guard.abandon_push(self.entry, push, self.cache.inner.word, link.unwrap_or(0))
     }
 
     /// Frees the place's slot and block in its book; the caller has had its tombstone or "moved" acked (R9,

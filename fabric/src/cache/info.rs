@@ -272,7 +272,8 @@ pub struct BookInfo {
     pub geometry: LeaseGeometry,
 }
 
-/// A slot that a writer may still write (R4), kept until its process is known to be gone.
+/// A slot that a writer may still write (R4), kept until the writer is known to be gone: one link of a process,
+/// or the whole process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Quarantined {
     /// The lease's book.
@@ -291,6 +292,8 @@ pub struct Quarantined {
     pub process: ProcessId,
     /// The writer's pid.
     pub pid: u32,
+    /// The link that it wrote over, by its number at the server. `None`: any, so the process must be gone.
+    pub link: Option<u64>,
 }
 
 /// Sums over the cache.

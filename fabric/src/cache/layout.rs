@@ -13,7 +13,7 @@ use crate::sync::words::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::mem::{offset_of, size_of};
 
 /// Version of the layout.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// First bytes of a segment.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"selvageC");
 /// Bytes of the header.
@@ -304,6 +304,8 @@ pub struct SlotRecord {
     /// The writer: its lock word and pid.
     pub process: AtomicU32,
     pub pid: AtomicU32,
+    /// The link that it wrote over; 0: any of the process's.
+    pub link: AtomicU64,
 }
 
 /// A chunk of a heap.
@@ -382,7 +384,8 @@ const _: () = {
 
     assert!(offset_of!(SlotRecord, sequence) == 0 && offset_of!(SlotRecord, entry) == 4);
     assert!(offset_of!(SlotRecord, blocks) == 8 && offset_of!(SlotRecord, process) == 16);
-    assert!(offset_of!(SlotRecord, pid) == 20 && size_of::<SlotRecord>() == 24);
+    assert!(offset_of!(SlotRecord, pid) == 20 && offset_of!(SlotRecord, link) == 24);
+    assert!(size_of::<SlotRecord>() == 32);
 
     assert!(offset_of!(Chunk, word) == 0 && offset_of!(Chunk, cursor) == 4);
     assert!(offset_of!(Chunk, full) == 8 && offset_of!(Chunk, witness) == 12 && size_of::<Chunk>() == 16);

@@ -298,6 +298,12 @@ impl Cache {
         self.inner.quarantined()
     }
 
+    /// The writer is gone, and this process is about to write over its slot, by its own `link`: from now on the
+    /// slot waits for that.
+    pub fn take_over_quarantined(&self, quarantined: &Quarantined, link: Option<u64>) {
+        self.inner.take_over_quarantined(quarantined, link);
+    }
+
     /// The server has confirmed that the writer is gone: its slot and blocks are free.
     pub fn release_quarantined(&self, quarantined: &Quarantined) {
         self.inner.release_quarantined(quarantined);

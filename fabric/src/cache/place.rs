@@ -145,10 +145,10 @@ impl Guard<'_> {
         Ok(())
     }
 
-    /// The push may arrive later.
-    pub fn abandon_push(&self, index: u32, push: &Push, writer: u32) -> Result<()> {
+    /// The push, made over the writer's `link` (0: whichever), may arrive later.
+    pub fn abandon_push(&self, index: u32, push: &Push, writer: u32, link: u64) -> Result<()> {
         self.open_push(index, push)?;
-        self.quarantine(index, push.place.0, writer);
+        self.quarantine(index, push.place.0, writer, link);
         self.count(index);
         Ok(())
     }
@@ -176,7 +176,8 @@ impl Guard<'_> {
         Ok(())
     }
 
-    /// Puts every open push of the entry into quarantine: its writer died, or lost the session's lock.
+    /// Puts every open push of the entry into quarantine: its writer died, or lost the session's lock. Over
+    /// which link it wrote is not known here, so they stay until the process is gone.
     pub fn quarantine_open_pushes(&self, index: u32, writer: u32) {
         for place in 0..self.entry(index).places.len() as u32 {
             let words = &self.entry(index).places[place as usize];
@@ -185,7 +186,7 @@ impl Guard<'_> {
                 continue;
             }
             if rules::holds(Rule::R4FreshSlot) {
-                self.quarantine(index, place, writer);
+                self.quarantine(index, place, writer, 0);
             } else {
                 words.state.write(place_state::ACKED | state & 1);
                 self.give_other_block(index, place);
@@ -290,7 +291,7 @@ impl Guard<'_> {
     /// Hands a place's slot and blocks to the quarantine and empties the place. Can be begun anew after a
     /// kill at any point: the slot passes last, so whoever finds it still with the entry does the whole
     /// again.
-    fn quarantine(&self, index: u32, place: u32, writer: u32) {
+    fn quarantine(&self, index: u32, place: u32, writer: u32, link: u64) {
         let words = &self.entry(index).places[place as usize];
         let lease = self.book(words);
         let slot = words.slot.read() - 1;
@@ -306,6 +307,7 @@ impl Guard<'_> {
             record.process.write(writer);
             let pid = ProcessId::from_word(writer).map_or(0, |process| self.table().pid(process.slot));
             record.pid.write(pid);
+            record.link.write(link);
             for (to, from) in record.blocks.iter().zip(&words.blocks) {
                 to.write(from.read());
                 if let Some(block) = word_block(from.read()) {
@@ -372,6 +374,7 @@ impl Inner {
                     id: entry_id(&self.segment.entries[entry]),
                     process: process.unwrap_or(ProcessId { slot: 0, generation: 0 }),
                     pid: record.pid.read(),
+                    link: Some(record.link.read()).filter(|link| *link != 0),
                 });
             }
         }
@@ -379,6 +382,20 @@ impl Inner {
             hint.write(1);
         }
         found
+    }
+
+    /// Makes this process the writer of a slot in quarantine. Killed in between, it leaves a slot that waits for more
+    /// than it had to: first any link of the old writer, then any of this process.
+    pub(super) fn take_over_quarantined(&self, quarantined: &Quarantined, link: Option<u64>) {
+        let (book, slot) = (self.book(quarantined.book), quarantined.slot.0);
+        if !book.is_for(quarantined.server.0) || book.slots.owner(slot) != QUARANTINED | slot {
+            return;
+        }
+        let record = &book.slot_records[slot];
+        record.link.write(0);
+        record.process.write(self.word);
+        record.pid.write(self.segment.processes.pid(self.process.slot));
+        record.link.write(link.unwrap_or(0));
     }
 
     pub(super) fn release_quarantined(&self, quarantined: &Quarantined) {

@@ -2,11 +2,10 @@
 //! that each is cached and safely copied again without a request (C7), and tells the servers what is settled,
 //! so that they can release the dead node's leases as a set (R10).
 
-use super::claims::{
-    Claimed, Wanted, admit, claim, claim_at_newcomers, fetch_archives, protect_admitted, unclaim,
-};
+use super::claims::{Claimed, Wanted, admit, claim, claim_at_newcomers, fetch_archives, unclaim};
 use super::destroy::declare_gone;
-use super::host::{Host, Plan};
+use super::host::{Host, Lane, Plan};
+use super::push::{Cargo, Flight, Stamp, launch, window};
 use super::servers::unexpected;
 use super::sweep::{Pace, copies_of};
 use crate::cache::{EntryInit, EntryState, Hold, Inserted};
@@ -14,7 +13,8 @@ use crate::control::message::{FromServer, ToServer};
 use crate::error::{ErrorKind, Result};
 use crate::ident::{Epoch, Incarnation, SessionId, Version};
 use crate::placement::adopter_of;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 /// Sessions that are claimed and fetched together.
 const BATCH: usize = 256;
@@ -144,14 +144,30 @@ impl Pass<'_> {
         }
         let admitted_ids: Vec<SessionId> = admitted.iter().map(|stamp| stamp.id).collect();
         claim_at_newcomers(self.host, self.plan, &admitted_ids)?;
+        let plan = self.host.plan().clone();
+        let mut flights: VecDeque<(Stamp, Hold, Flight<_>)> = VecDeque::new();
         for stamp in &admitted {
             let Some(mut hold) = holds.remove(&stamp.id) else { continue };
             self.sessions += 1;
-            if protect_admitted(self.host, &mut hold, stamp)? {
-                self.settled.push((stamp.id, stamp.version));
-            } else {
-                self.complete = false;
+            let flight = launch(self.host, &mut hold, &plan, stamp, Cargo::Missing { same_since: None })?;
+            flights.push_back((*stamp, hold, flight));
+            if flights.len() >= window(self.host) {
+                self.land(&plan, flights.pop_front())?;
             }
+        }
+        while !flights.is_empty() {
+            self.land(&plan, flights.pop_front())?;
+        }
+        Ok(())
+    }
+
+    /// An adopted session's pushes end.
+    fn land(&mut self, plan: &Plan, flight: Option<(Stamp, Hold, Flight<&Arc<Lane>>)>) -> Result<()> {
+        let Some((stamp, mut hold, flight)) = flight else { return Ok(()) };
+        if flight.land(self.host, &mut hold)?.copies >= plan.copies_possible() {
+            self.settled.push((stamp.id, stamp.version));
+        } else {
+            self.complete = false;
         }
         Ok(())
     }

@@ -9,8 +9,9 @@ use super::adopt;
 use super::attachment::Attachment;
 use super::claims::register_claims;
 use super::clock::{Clock, SystemClock};
-use super::host::{Counter, Host};
+use super::host::{Counter, Host, LinkState};
 use super::join::{Joined, connect_director, join, leave};
+use super::links::LinkKeeper;
 use super::steward::{Effect, Event, Steward, StewardTiming};
 use super::sweep::{Pace, sweep};
 use crate::cache::BookIndex;
@@ -55,18 +56,24 @@ pub(super) fn run(attachment: &Arc<Attachment>) {
 
 /// One incarnation, until it is over or the process leaves.
 fn live(attachment: &Arc<Attachment>, host: &Arc<Host>, mut director: Option<Stream>) {
+    let mut links = LinkKeeper::default();
+    let bell = Arc::downgrade(attachment);
+    host.set_alarm(move || {
+        if let Some(attachment) = bell.upgrade() {
+            attachment.ring();
+        }
+    });
     while !attachment.is_stopping() && !host.cache.is_poisoned() {
         match attachment.lock_file.try_steward(host.incarnation().0) {
             Ok(true) => {
-                let mut agent = Agent::new(attachment, host, director.take());
+                let mut agent = Agent::new(attachment, host, &mut links, director.take());
                 agent.run();
                 agent.join_jobs();
             }
             Ok(false) => {
                 director = None;
-                host.open_links(false);
                 // A steward that is stopped cannot tell that this incarnation is over; the leases do.
-                host.end_if_sealed();
+                links.tend(host, false);
                 attachment.pause(STEWARD_POLL);
             }
             Err(error) => {
@@ -75,6 +82,7 @@ fn live(attachment: &Arc<Attachment>, host: &Arc<Host>, mut director: Option<Str
             }
         }
     }
+    links.join();
 }
 
 /// What comes to the agent.
@@ -85,7 +93,8 @@ enum Note {
     /// From the connection of that number; an older one's end is no news.
     Message(u64, FromDirector),
     Disconnected(u64),
-    LinksTried,
+    /// A link was lost.
+    Alarm,
 }
 
 /// The steward's hands.
@@ -99,7 +108,7 @@ struct Agent<'a> {
     connection: u64,
     director: Option<ControlSender>,
     jobs: Vec<JoinHandle<()>>,
-    links_running: bool,
+    links: &'a mut LinkKeeper,
     unprotected_seen: u64,
     beats: u64,
     /// Copies in each server's lease at the last count.
@@ -107,7 +116,12 @@ struct Agent<'a> {
 }
 
 impl<'a> Agent<'a> {
-    fn new(attachment: &'a Arc<Attachment>, host: &'a Arc<Host>, director: Option<Stream>) -> Self {
+    fn new(
+        attachment: &'a Arc<Attachment>,
+        host: &'a Arc<Host>,
+        links: &'a mut LinkKeeper,
+        director: Option<Stream>,
+    ) -> Self {
         let clock = SystemClock;
         let timing = &attachment.config.timing;
         let timing = StewardTiming {
@@ -128,7 +142,7 @@ impl<'a> Agent<'a> {
             connection: 0,
             director: None,
             jobs: Vec::new(),
-            links_running: false,
+            links,
             unprotected_seen: 0,
             beats: 0,
             copies: HashMap::new(),
@@ -141,6 +155,9 @@ impl<'a> Agent<'a> {
 
     fn run(&mut self) {
         tracing::info!(node = self.host.name, "this process is steward");
+        let bell = self.notes.clone();
+        // The agent may be gone when it rings.
+        self.attachment.set_bell(Some(Box::new(move || drop(bell.send(Note::Alarm)))));
         self.handle(Event::Tick);
         let mut polled = Instant::now();
         while !self.attachment.is_stopping() && !self.host.cache.is_poisoned() && !self.steward.is_over() {
@@ -155,6 +172,7 @@ impl<'a> Agent<'a> {
                 self.poll();
             }
         }
+        self.attachment.set_bell(None);
     }
 
     /// What is looked at again and again: processes that died, sessions left without copies, links to open.
@@ -176,7 +194,7 @@ impl<'a> Agent<'a> {
             self.unprotected_seen = unprotected;
             self.handle(Event::Unprotected);
         }
-        self.open_links();
+        self.links.tend(self.host, true);
         self.jobs.retain(|job| !job.is_finished());
     }
 
@@ -191,7 +209,7 @@ impl<'a> Agent<'a> {
                 self.handle(Event::Received(message));
             }
             Note::Disconnected(connection) if connection == self.connection => self.disconnected(),
-            Note::LinksTried => self.links_running = false,
+            Note::Alarm => self.links.tend(self.host, true),
             Note::Connected(..) | Note::Message(..) | Note::Disconnected(_) => {}
         }
     }
@@ -218,7 +236,7 @@ impl<'a> Agent<'a> {
                 if let Err(error) = self.host.publish(&view) {
                     tracing::error!(%error, "a view cannot be published");
                 }
-                self.open_links();
+                self.links.tend(self.host, true);
             }
             Effect::RetireBook(server) => {
                 if let Some(book) = self.host.cache.book_of(server) {
@@ -323,12 +341,13 @@ impl<'a> Agent<'a> {
         };
         self.beats += 1;
         let plan = self.host.plan().clone();
-        for server in &plan.view.servers {
-            if let Some(lane) = plan.lane(server.incarnation) {
+        for (_, link) in plan.links() {
+            if let LinkState::Open(lane) = link {
                 let copies = self.copies_at(lane.server, lane.book);
                 lane.link.beat(self.beats, copies);
             }
         }
+        beat.links = self.links.report(&plan, self.clock.monotonic_ns());
         // The mandate counts from here (R8): nothing that takes time comes after this.
         beat.sent_ns = self.clock.monotonic_ns();
         self.send(&ToDirector::Beat(beat));
@@ -345,19 +364,6 @@ impl<'a> Agent<'a> {
         let copies = self.host.cache.places_at(book);
         self.copies.insert(server, copies);
         copies
-    }
-
-    fn open_links(&mut self) {
-        if self.links_running || self.host.plan().is_linked() {
-            return;
-        }
-        self.links_running = true;
-        let host = self.host.clone();
-        let work = move || {
-            host.open_links(true);
-            Note::LinksTried
-        };
-        self.spawn(work, Note::LinksTried);
     }
 
     fn register_claims(&mut self, server: Incarnation) {

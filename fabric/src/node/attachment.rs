@@ -34,8 +34,13 @@ pub(super) struct Attachment {
     /// Why joining did not work the last time.
     trouble: Mutex<Option<Error>>,
     changed: Condvar,
+    /// Wakes the agent while it is steward.
+    bell: Mutex<Option<Bell>>,
     stop: AtomicBool,
 }
+
+/// Wakes somebody. Never blocks.
+type Bell = Box<dyn Fn() + Send>;
 
 /// Owns the threads of an attachment: dropping it leaves the node.
 pub(super) struct Handle {
@@ -106,6 +111,7 @@ impl Handle {
             host: ArcSwapOption::empty(),
             trouble: Mutex::new(None),
             changed: Condvar::new(),
+            bell: Mutex::new(None),
             stop: AtomicBool::new(false),
         });
         let for_agent = attachment.clone();
@@ -228,6 +234,19 @@ impl Attachment {
         if !self.is_stopping() {
             drop(self.changed.wait_timeout(trouble, time));
         }
+    }
+
+    /// Wakes the agent, whatever it does: a link was lost.
+    pub fn ring(&self) {
+        self.changed.notify_all();
+        if let Some(bell) = &*self.bell.lock().unwrap_or_else(PoisonError::into_inner) {
+            bell();
+        }
+    }
+
+    /// What wakes the agent beside the end of a pause.
+    pub fn set_bell(&self, bell: Option<Bell>) {
+        *self.bell.lock().unwrap_or_else(PoisonError::into_inner) = bell;
     }
 
     fn lock_trouble(&self) -> MutexGuard<'_, Option<Error>> {

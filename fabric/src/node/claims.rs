@@ -102,14 +102,10 @@ pub(super) fn fetch_archives(host: &Host, plan: &Plan, wanted: &[Wanted]) -> Vec
             .collect();
         while !asked.is_empty() {
             let ids = asked.iter().map(|&at| wanted[at].id).collect();
-            let archives = match host.servers.call(server, &ToServer::Fetch { ids }) {
-                Ok(FromServer::Archives(archives)) => archives,
-                Ok(_) => Vec::new(),
-                Err(error) => {
-                    tracing::debug!(server = server.name, %error, "cannot fetch");
-                    Vec::new()
-                }
-            };
+            let archives = host.servers.fetch(server, ids).unwrap_or_else(|error| {
+                tracing::debug!(server = server.name, %error, "cannot fetch");
+                Vec::new()
+            });
             let before = asked.len();
             for archive in archives {
                 if let Some(place) = asked.iter().position(|&at| wanted[at].id == archive.id) {

@@ -5,15 +5,16 @@
 //! given back, unless sealed copies may still exist (R10) or a slot of the session is in quarantine. Whatever
 //! cannot be done now is done by the steward's sweep, which finds the entry by its state.
 
-use super::host::{Counter, Host, Plan};
+use super::host::{Counter, Host, Lane, Plan};
 use super::open::{Access, Facts, OpenSession, facts_of, timed_out};
-use super::push::{Stamp, push_bare};
-use crate::cache::{EntryInfo, EntryState, Hold, PlaceInfo};
+use super::push::{End, Stamp, Volley};
+use crate::cache::{EntryInfo, EntryState, Hold, PlaceInfo, PushKind};
 use crate::control::message::ToServer;
 use crate::error::{ErrorKind, Result};
 use crate::ident::{SessionId, Version};
 use crate::lease::CellState;
 use crate::rules::{Rule, holds};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How far a burial has come.
@@ -55,6 +56,13 @@ pub(super) fn expire(host: &Host, mut hold: Hold, info: &EntryInfo) -> Result<()
     entomb(host, &mut hold, &facts_of(&host.plan(), info), host.deadline())
 }
 
+/// Begins to end a session whose time is over, for who answers nobody and comes again.
+pub(super) fn begin_expiry(host: &Host, hold: &mut Hold, info: &EntryInfo) -> Result<Burying> {
+    host.count(Counter::Expiries, 1);
+    hold.remove(Version { counter: info.version.counter + 1, ..info.version })?;
+    begin_burial(host, hold, Instant::now())
+}
+
 /// Makes the entry a tombstone and buries it, waiting for its servers.
 pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Instant) -> Result<()> {
     let version = Version { counter: facts.version.counter + 1, ..facts.version };
@@ -71,52 +79,80 @@ pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Inst
 }
 
 /// Takes a tombstone entry as far as it goes now; waits for links that were not opened yet until `deadline`.
-/// `declare`: sealed copies are declared gone. Who comes again need not while they exist: what a server
-/// missed, it lists to the adoption.
-pub(super) fn bury(host: &Host, hold: &mut Hold, deadline: Instant, declare: bool) -> Result<Burial> {
+fn bury(host: &Host, hold: &mut Hold, deadline: Instant, declare: bool) -> Result<Burial> {
+    begin_burial(host, hold, deadline)?.land(host, hold, declare)
+}
+
+/// A session's tombstones, on their way to every lease to which it was ever posted.
+pub(super) struct Burying {
+    info: EntryInfo,
+    plan: Arc<Plan>,
+    tombstones: Volley<Arc<Lane>>,
+    /// A server of the view could not be reached.
+    open: bool,
+}
+
+/// Posts the tombstones of an entry; waits for links that were not opened yet until `deadline`.
+pub(super) fn begin_burial(host: &Host, hold: &mut Hold, deadline: Instant) -> Result<Burying> {
     let info = hold.info()?;
     debug_assert_eq!(info.state, EntryState::Gone);
     let plan = host.plan().clone();
+    let due = |place: &&PlaceInfo| needs_tombstone(&plan, place, info.id, info.version);
+    let known = |plan: &Plan, place: &PlaceInfo| {
+        plan.lane(place.server).is_some() || plan.view.server(place.server).is_none()
+    };
+    // First the links, so that none of the tombstones waits for another.
+    for place in info.places.iter().filter(due).filter(|place| !known(&plan, place)) {
+        host.wait_plan(deadline, |plan| known(plan, place));
+    }
+    let newest = host.plan().clone();
     let stamp = Stamp { id: info.id, version: info.version, expiry_ms: info.expiry_ms };
-    let mut open = false;
-    for place in &info.places {
-        if !needs_tombstone(&plan, place, info.id, info.version) {
-            continue;
-        }
-        let known =
-            |plan: &Plan| plan.lane(place.server).is_some() || plan.view.server(place.server).is_none();
-        let plan = match known(&plan) {
-            true => plan.clone(),
-            false => {
-                host.wait_plan(deadline, known);
-                host.plan().clone()
+    let (mut tombstones, mut open) = (Volley::new(&stamp), false);
+    for place in info.places.iter().filter(due) {
+        match newest.lane(place.server) {
+            Some(lane) => {
+                let short =
+                    tombstones.post(host, hold, lane.clone(), PushKind::Bare, CellState::Tombstone)?;
+                open |= short.is_some();
             }
-        };
-        match plan.lane(place.server) {
-            Some(lane) => open |= !push_bare(host, hold, lane, CellState::Tombstone, &stamp)?,
-            None => open |= plan.view.server(place.server).is_some(),
+            None => open |= newest.view.server(place.server).is_some(),
         }
     }
-    let declare = declare || !plan.sealed_copies_exist();
-    if info.adopted && declare && !declare_gone(host, &plan, &[(info.id, info.version)]) {
-        open = true;
+    Ok(Burying { info, plan, tombstones, open })
+}
+
+impl Burying {
+    /// The tombstones.
+    pub fn volley(&mut self) -> &mut Volley<Arc<Lane>> {
+        &mut self.tombstones
     }
-    if open {
-        return Ok(Burial::Open);
-    }
-    let kept = info.adopted && plan.sealed_copies_exist() && holds(Rule::R10ReleaseAsSet);
-    if kept {
-        return Ok(Burial::Kept);
-    }
-    for place in &info.places {
-        match hold.free_place(place.index) {
-            Ok(()) => {}
-            // A slot of this session is in quarantine: what lies there must not outlive the tombstone.
-            Err(error) if error.kind == ErrorKind::NotYet => return Ok(Burial::Kept),
-            Err(error) => return Err(error),
+
+    /// Waits for the tombstones, and lets the session go if it may. `declare`: sealed copies are declared gone.
+    /// Who comes again need not while they exist: what a server missed, it lists to the adoption.
+    pub fn land(self, host: &Host, hold: &mut Hold, declare: bool) -> Result<Burial> {
+        let Self { info, plan, tombstones, mut open } = self;
+        tombstones.land(host, hold, |end| open |= end != End::Acked)?;
+        let declare = declare || !plan.sealed_copies_exist();
+        if info.adopted && declare && !declare_gone(host, &plan, &[(info.id, info.version)]) {
+            open = true;
         }
+        if open {
+            return Ok(Burial::Open);
+        }
+        let kept = info.adopted && plan.sealed_copies_exist() && holds(Rule::R10ReleaseAsSet);
+        if kept {
+            return Ok(Burial::Kept);
+        }
+        for place in &info.places {
+            match hold.free_place(place.index) {
+                Ok(()) => {}
+                // A slot of this session is in quarantine: what lies there must not outlive the tombstone.
+                Err(error) if error.kind == ErrorKind::NotYet => return Ok(Burial::Kept),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Burial::Done)
     }
-    Ok(Burial::Done)
 }
 
 /// Whether a place must still be given the tombstone (R9): all do, not only the placement's; but for a server

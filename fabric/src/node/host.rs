@@ -5,7 +5,7 @@
 //! servers) is passed in.
 
 use super::clock::Clock;
-use super::servers::Servers;
+use super::servers::{Lifeline, OpenedLink, Servers};
 use crate::archive::ArchiveLimits;
 use crate::cache::{BookIndex, BookState, Cache};
 use crate::config::Config;
@@ -13,11 +13,11 @@ use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId};
 use crate::placement;
 use crate::rules::{Rule, holds};
-use crate::transport::Link;
+use crate::transport::{Link, TransportKind};
 use crate::view::{ServerEntry, View};
 use arc_swap::ArcSwap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Counters in the segment's header, by their index; reported with each heartbeat.
@@ -81,8 +81,8 @@ pub struct Plan {
 pub enum LinkState {
     /// Not opened yet.
     Closed,
-    /// Could not be opened; it will be tried again.
-    Failed,
+    /// Could not be opened, or has broken: why. It will be tried again.
+    Failed(Arc<str>),
     /// Open.
     Open(Arc<Lane>),
 }
@@ -95,6 +95,17 @@ pub struct Lane {
     pub book: BookIndex,
     /// The link.
     pub link: Arc<dyn Link>,
+    /// The link's number at the server, if its end can be asked for (R4).
+    pub number: Option<u64>,
+    /// The control connection that the link lives by, if it does.
+    pub lifeline: Option<Arc<Lifeline>>,
+}
+
+impl Lane {
+    /// Whether pushes over it end only later, so that who must not block hands them over.
+    pub fn is_slow(&self) -> bool {
+        self.link.kind() != TransportKind::Shm
+    }
 }
 
 impl Plan {
@@ -125,6 +136,16 @@ impl Plan {
         self.links.iter().all(|link| matches!(link, LinkState::Open(_)))
     }
 
+    /// Whether pushes to a server of this plan may end later than at once.
+    pub fn is_slow(&self) -> bool {
+        self.links.iter().any(|link| matches!(link, LinkState::Open(lane) if lane.is_slow()))
+    }
+
+    /// Each server of the view and this process's link there.
+    pub fn links(&self) -> impl Iterator<Item = (&ServerEntry, &LinkState)> {
+        self.view.servers.iter().zip(&self.links)
+    }
+
     /// Whether a link that was never tried may be missing for a session.
     pub fn may_wait_for(&self, id: SessionId) -> bool {
         self.places_of(id).any(|(_, link)| matches!(link, LinkState::Closed))
@@ -153,6 +174,8 @@ pub struct Host {
     /// Held while the plan is replaced; waiters for a new plan sleep on `replaced`.
     replacing: Mutex<()>,
     replaced: Condvar,
+    /// Tells this process's agent that a link was lost.
+    alarm: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Host {
@@ -174,7 +197,13 @@ impl Host {
             plan: ArcSwap::from_pointee(plan),
             replacing: Mutex::new(()),
             replaced: Condvar::new(),
+            alarm: OnceLock::new(),
         }
+    }
+
+    /// `alarm` is called when a link was lost, by whoever noticed; it must not block. The first one counts.
+    pub fn set_alarm(&self, alarm: impl Fn() + Send + Sync + 'static) {
+        let _ = self.alarm.set(Box::new(alarm));
     }
 
     /// The node's life.
@@ -203,9 +232,9 @@ impl Host {
         let Some((_, bytes)) = self.cache.view() else { return };
         // Written by this node's steward (invariant 7); bytes that are no view leave the old plan in force.
         let Ok(view) = postcard::from_bytes::<View>(&bytes) else { return };
-        let links = view.servers.iter().map(|server| match old.lane(server.incarnation) {
-            Some(lane) => LinkState::Open(lane.clone()),
-            None => LinkState::Closed,
+        let links = view.servers.iter().map(|server| {
+            let before = old.links().find(|(entry, _)| entry.incarnation == server.incarnation);
+            before.map_or(LinkState::Closed, |(_, link)| link.clone())
         });
         let plan = Plan { links: links.collect(), view, sequence };
         self.servers.retain(&plan.view);
@@ -223,55 +252,98 @@ impl Host {
         Ok(())
     }
 
-    /// Opens the links that are missing; only the steward gives books. Returns whether all are open.
+    /// Opens the links that are missing, one after the other. Returns whether all are open.
     pub fn open_links(&self, steward: bool) -> bool {
         let plan = self.plan().clone();
-        let mut all = true;
-        for (server, link) in plan.view.servers.iter().zip(&plan.links) {
-            if matches!(link, LinkState::Open(_)) {
-                continue;
+        let missing = plan.links().filter(|(_, link)| !matches!(link, LinkState::Open(_)));
+        missing.fold(true, |all, (server, _)| all & self.open_link(server, steward))
+    }
+
+    /// Opens the link to one server; only the steward gives books. Returns whether it is open.
+    pub fn open_link(&self, server: &ServerEntry, steward: bool) -> bool {
+        match self.try_open(server, steward) {
+            Ok(Some(lane)) => {
+                self.replace_link(server.incarnation, LinkState::Open(lane));
+                return true;
             }
-            let opened = self.open_link(server, steward);
-            all &= matches!(opened, Ok(Some(_)));
-            match opened {
-                Ok(Some(lane)) => self.replace_link(server.incarnation, LinkState::Open(lane)),
-                // The steward has not made the book yet: it stays closed, and who needs it waits.
-                Ok(None) => {}
-                Err(error) => {
-                    tracing::debug!(server = server.name, %error, "the link cannot be opened yet");
-                    // A server that has not heard of this incarnation will in a moment: who needs the link
-                    // waits for it.
-                    if error.kind != ErrorKind::NotYet {
-                        self.replace_link(server.incarnation, LinkState::Failed);
-                    }
+            // The steward has not made the book yet: it stays closed, and who needs it waits.
+            Ok(None) => {}
+            // R2: by a server's word, and no other, this incarnation is over.
+            Err(error) if error.kind == ErrorKind::OwnershipLost => {
+                tracing::warn!(server = server.name, "a server says that this incarnation is over");
+                self.cache.poison();
+            }
+            Err(error) => {
+                tracing::debug!(server = server.name, %error, "the link cannot be opened yet");
+                // A server that has not heard of this incarnation will in a moment: who needs the link waits
+                // for it.
+                if error.kind != ErrorKind::NotYet {
+                    let why = error.to_string().into();
+                    self.replace_link(server.incarnation, LinkState::Failed(why));
                 }
             }
         }
-        all
+        false
     }
 
-    /// Ends this incarnation if one of its leases is sealed (R2), which a server does only by the view.
-    pub fn end_if_sealed(&self) {
-        let sealed = |link: &LinkState| matches!(link, LinkState::Open(lane) if lane.link.is_sealed());
-        if self.plan().links.iter().any(sealed) {
-            self.cache.poison();
+    /// Takes a link that is of no more use out of the plan, and has the agent ask its server what is the matter.
+    /// Closing its lifeline makes the server destroy its end, which ends every doubt about its pushes (R4).
+    pub fn lose_link(&self, lane: &Arc<Lane>, why: &str) {
+        if let Some(lifeline) = &lane.lifeline {
+            lifeline.close();
+        }
+        let is_this = |link: &LinkState| matches!(link, LinkState::Open(open) if Arc::ptr_eq(open, lane));
+        let lost = self.change_links(|_, link| {
+            let lost = is_this(link);
+            if lost {
+                *link = LinkState::Failed(why.into());
+            }
+            lost
+        });
+        if lost {
+            tracing::warn!(server = lane.server.tag(), why, detail = lane.link.detail(), "a link is lost");
+            self.count(Counter::Unprotected, 1);
+            if let Some(alarm) = self.alarm.get() {
+                alarm();
+            }
         }
     }
 
-    fn open_link(&self, server: &ServerEntry, steward: bool) -> Result<Option<Arc<Lane>>> {
-        if !steward && self.active_book(server.incarnation).is_none() {
+    /// What is to be looked at again and again: links that broke while nobody used them; and the end of this
+    /// incarnation, which one sealed lease proves (R2: a server seals by the view only).
+    pub fn watch_links(&self) {
+        let plan = self.plan().clone();
+        for (_, link) in plan.links() {
+            let LinkState::Open(lane) = link else { continue };
+            if lane.link.is_sealed() {
+                self.cache.poison();
+            } else if lane.link.is_broken() {
+                self.lose_link(lane, "the connection has failed");
+            } else if lane.lifeline.as_ref().is_some_and(|lifeline| lifeline.has_ended()) {
+                self.lose_link(lane, "the server has closed it");
+            }
+        }
+    }
+
+    fn try_open(&self, server: &ServerEntry, steward: bool) -> Result<Option<Arc<Lane>>> {
+        if !steward && !self.has_book(server.incarnation) {
             return Ok(None);
         }
-        let opened = self.servers.open_link(server, &self.cache.region())?;
+        let OpenedLink { link, lease, number, lifeline } =
+            self.servers.open_link(server, &self.cache.region())?;
         let book = match self.active_book(server.incarnation) {
             Some(book) => book,
             None if steward => {
-                let geometry = opened.link.geometry();
-                self.cache.activate_book(&server.name, server.incarnation, opened.lease, geometry)?
+                self.cache.activate_book(&server.name, server.incarnation, lease, link.geometry())?
             }
             None => return Ok(None),
         };
-        Ok(Some(Arc::new(Lane { server: server.incarnation, book, link: opened.link })))
+        Ok(Some(Arc::new(Lane { server: server.incarnation, book, link, number, lifeline })))
+    }
+
+    /// Whether the steward has made the book of a server's lease.
+    pub fn has_book(&self, server: Incarnation) -> bool {
+        self.active_book(server).is_some()
     }
 
     fn active_book(&self, server: Incarnation) -> Option<BookIndex> {
@@ -279,16 +351,30 @@ impl Host {
     }
 
     fn replace_link(&self, server: Incarnation, state: LinkState) {
-        let _replacing = self.lock_replacing();
-        let old = self.plan.load_full();
-        let mut links = old.links.clone();
-        for (entry, link) in old.view.servers.iter().zip(&mut links) {
+        self.change_links(|entry, link| {
             if entry.incarnation == server {
                 *link = state.clone();
             }
+            entry.incarnation == server
+        });
+    }
+
+    /// Changes links of the plan; `change` says whether it did. Returns whether any was changed.
+    fn change_links(&self, mut change: impl FnMut(&ServerEntry, &mut LinkState) -> bool) -> bool {
+        let _replacing = self.lock_replacing();
+        let old = self.plan.load_full();
+        let mut links = old.links.clone();
+        let changed = old
+            .view
+            .servers
+            .iter()
+            .zip(&mut links)
+            .fold(false, |changed, (entry, link)| change(entry, link) | changed);
+        if changed {
+            self.plan.store(Arc::new(Plan { view: old.view.clone(), sequence: old.sequence, links }));
+            self.replaced.notify_all();
         }
-        self.plan.store(Arc::new(Plan { view: old.view.clone(), sequence: old.sequence, links }));
-        self.replaced.notify_all();
+        changed
     }
 
     /// Waits until `ready` accepts the plan. Returns whether it did before the deadline.

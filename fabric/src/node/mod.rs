@@ -14,6 +14,7 @@
 mod adopt;
 mod agent;
 mod attachment;
+mod attend;
 mod claims;
 mod clock;
 mod commit;
@@ -22,6 +23,8 @@ mod destroy;
 mod fetch;
 mod host;
 mod join;
+mod lifeline;
+mod links;
 mod open;
 mod operations;
 mod process_mark;

@@ -1,10 +1,11 @@
 //! How a node talks to session servers: control calls and links, behind a trait that a simulation can stand
 //! in for.
 
-use crate::control::message::{FromServer, Role, ToServer};
+pub use super::lifeline::Lifeline;
+use crate::control::message::{FetchedArchive, FromServer, Role, ToServer};
 use crate::control::stream::{Stream, refusal_error};
 use crate::error::{Error, ErrorKind, Origin, Result};
-use crate::ident::Incarnation;
+use crate::ident::{Incarnation, SessionId};
 use crate::limits::HELLO_WAIT;
 use crate::transport::shm;
 use crate::transport::{Link, Region};
@@ -21,6 +22,11 @@ pub struct OpenedLink {
     pub link: Arc<dyn Link>,
     /// Number of the lease at the server.
     pub lease: u64,
+    /// Number of the link at the server; `None` if it cannot be asked for the link's end, only for the
+    /// process's.
+    pub number: Option<u64>,
+    /// The connection that the link lives by, if it does.
+    pub lifeline: Option<Arc<Lifeline>>,
 }
 
 /// The session servers, as one node incarnation reaches them.
@@ -37,6 +43,18 @@ pub trait Servers: Send + Sync {
     /// # Errors
     /// As [`Self::call`], and those of mapping the lease.
     fn open_link(&self, server: &ServerEntry, cache: &Arc<dyn Region>) -> Result<OpenedLink>;
+
+    /// The archives of sealed sessions that this node has claimed. May give fewer than asked: ask again for the
+    /// rest.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    fn fetch(&self, server: &ServerEntry, ids: Vec<SessionId>) -> Result<Vec<FetchedArchive>> {
+        match self.call(server, &ToServer::Fetch { ids })? {
+            FromServer::Archives(archives) => Ok(archives),
+            _ => Err(unexpected(server, "archives")),
+        }
+    }
 
     /// Forgets connections to servers that are not in the view.
     fn retain(&self, view: &View) {
@@ -131,8 +149,12 @@ impl Servers for UnixServers {
         if incarnation != server.incarnation {
             return Err(unexpected(server, "the lease of the view's incarnation"));
         }
-        let link = shm::map(fd, self.incarnation, incarnation)?;
-        Ok(OpenedLink { link: Arc::new(link), lease })
+        let link = shm::map(fd, self.incarnation, incarnation).map_err(|error| match error.kind {
+            // Only a refusal may end this incarnation.
+            ErrorKind::OwnershipLost => Error::new(ErrorKind::Corrupt, Origin::Node, error.to_string()),
+            _ => error,
+        })?;
+        Ok(OpenedLink { link: Arc::new(link), lease, number: None, lifeline: None })
     }
 
     fn retain(&self, view: &View) {

@@ -2,19 +2,19 @@
 //! time is over (R14), tombstones that could not be acked at once, and slots that dead writers left in
 //! quarantine (R4).
 
-use super::destroy::{Burial, bury, expire};
+use super::attend::{Step, Task};
 use super::host::{Counter, Host, Plan};
 use super::open::{facts_of, is_expired};
-use super::push::{Cargo, Stamp, protect, push_bare};
-use crate::cache::{self, BookState, EntryInfo, EntryState, Hold, Opened, PlaceInfo, Quarantined};
+use super::push::{wait_for, why_lost, window};
+use crate::cache::{self, BookState, EntryInfo, EntryState, PlaceInfo, ProcessInfo, Quarantined};
 use crate::control::message::{FromServer, ToServer};
-use crate::error::{ErrorKind, Result};
+use crate::error::Result;
 use crate::ident::{Epoch, Incarnation};
 use crate::lease::{ArchiveChecksum, Cell, CellState};
 use crate::limits::{COPIES_MAX, PLACES_MAX};
 use crate::rules::{Rule, holds};
-use crate::transport::{self, Outcome, Posted};
-use std::collections::HashSet;
+use crate::transport::{self, FailKind, Outcome, Posted};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -39,14 +39,26 @@ impl<'a> Pace<'a> {
             if self.stop.load(Ordering::Relaxed) {
                 return false;
             }
-            let due_us = (self.done * 1_000_000).checked_div(self.per_s).unwrap_or(0);
-            let ahead = Duration::from_micros(due_us).saturating_sub(self.began.elapsed());
-            // Short sleeps are left to add up: they cost more than they hold back.
-            if ahead < Duration::from_millis(1) {
+            let ahead = self.ahead(0);
+            if ahead < Self::REST {
                 return true;
             }
             std::thread::sleep(ahead.min(Duration::from_millis(20)));
         }
+    }
+
+    /// Whether [`Self::step`] would sleep.
+    pub fn is_early(&self, sessions: u64) -> bool {
+        self.per_s != 0 && self.ahead(sessions) >= Self::REST
+    }
+
+    /// Shorter sleeps are left to add up: they cost more than they hold back.
+    const REST: Duration = Duration::from_millis(1);
+
+    /// By how much the work, and so many sessions more, are ahead of their time.
+    fn ahead(&self, sessions: u64) -> Duration {
+        let due_us = ((self.done + sessions) * 1_000_000).checked_div(self.per_s).unwrap_or(0);
+        Duration::from_micros(due_us).saturating_sub(self.began.elapsed())
     }
 }
 
@@ -65,29 +77,26 @@ pub(super) struct Swept {
 /// and the next sweep comes soon.
 pub(super) fn sweep(host: &Host, pace: &mut Pace<'_>) -> Result<Swept> {
     let plan = host.plan().clone();
-    let mut swept = Swept { epoch: plan.view.epoch, complete: true, copied: 0 };
-    // Books that still have places after this round cannot be given to another server.
-    let mut used_books: HashSet<Incarnation> = HashSet::new();
+    let swept = Swept { epoch: plan.view.epoch, complete: true, copied: 0 };
+    let mut round = Round { host, plan: &plan, tasks: VecDeque::new(), swept, used_books: HashSet::new() };
     for index in 0..host.cache.spec().sessions_max {
         let Some(info) = host.cache.entry(index)? else { continue };
-        let done = match needs(host, &plan, &info) {
-            Need::Nothing => !info.locked,
-            Need::Wait => false,
+        match needs(host, &plan, &info) {
+            Need::Nothing => round.ended(&info, !info.locked),
+            Need::Wait => round.ended(&info, false),
             need => {
-                let done = attend(host, &plan, &info, need)?;
-                swept.copied += u64::from(done && need == Need::Copies);
+                round.begin(&info, need)?;
+                // Nothing is kept locked over a pause.
+                round.run(if pace.is_early(1) { 0 } else { window(host) })?;
                 if !pace.step(1) {
-                    return Ok(Swept { complete: false, ..swept });
+                    round.run(0)?;
+                    return Ok(Swept { complete: false, ..round.swept });
                 }
-                done
             }
-        };
-        swept.complete &= done;
-        let gone = |place: &&PlaceInfo| plan.view.server(place.server).is_none();
-        if !done {
-            used_books.extend(info.places.iter().filter(gone).map(|place| place.server));
         }
     }
+    round.run(0)?;
+    let Round { mut swept, used_books, .. } = round;
     swept.complete &= release_quarantine(host, &plan)?;
     if swept.epoch == host.plan().view.epoch {
         for book in host.cache.books() {
@@ -101,9 +110,62 @@ pub(super) fn sweep(host: &Host, pace: &mut Pace<'_>) -> Result<Swept> {
     Ok(swept)
 }
 
+/// A sweep under way.
+struct Round<'a> {
+    host: &'a Host,
+    plan: &'a Plan,
+    /// Sessions whose pushes are under way, the oldest first.
+    tasks: VecDeque<(Task<'a>, Need)>,
+    swept: Swept,
+    /// Books that still have places after this round cannot be given to another server.
+    used_books: HashSet<Incarnation>,
+}
+
+impl<'a> Round<'a> {
+    fn begin(&mut self, info: &EntryInfo, need: Need) -> Result<()> {
+        match Task::begin(self.host, self.plan, info, need)? {
+            Step::UnderWay(task) => self.tasks.push_back((task, need)),
+            Step::Ended(done) => self.ended(info, done),
+        }
+        Ok(())
+    }
+
+    /// Goes on with what has ended, in order, and waits as long as more than `most` are under way.
+    fn run(&mut self, most: usize) -> Result<()> {
+        loop {
+            let count = self.tasks.len();
+            let Some((mut task, need)) = self.tasks.pop_front() else { return Ok(()) };
+            if count <= most && !task.is_over() {
+                self.tasks.push_front((task, need));
+                return Ok(());
+            }
+            let gone: Vec<Incarnation> =
+                task.servers().filter(|server| self.plan.view.server(*server).is_none()).collect();
+            match task.go_on(self.host, self.plan)? {
+                Step::UnderWay(task) => self.tasks.push_back((task, need)),
+                Step::Ended(done) => {
+                    self.swept.complete &= done;
+                    self.swept.copied += u64::from(done && need == Need::Copies);
+                    if !done {
+                        self.used_books.extend(gone);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ended(&mut self, info: &EntryInfo, done: bool) {
+        self.swept.complete &= done;
+        if !done {
+            let gone = |place: &&PlaceInfo| self.plan.view.server(place.server).is_none();
+            self.used_books.extend(info.places.iter().filter(gone).map(|place| place.server));
+        }
+    }
+}
+
 /// What a session needs of the sweep.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Need {
+pub(super) enum Need {
     Nothing,
     /// Somebody is about to finish it.
     Wait,
@@ -143,84 +205,32 @@ fn is_stray(plan: &Plan, info: &EntryInfo, place: &PlaceInfo) -> bool {
 }
 
 /// Keeping "moved" places must not take the room that copies need.
-fn must_keep(plan: &Plan, info: &EntryInfo) -> bool {
+pub(super) fn must_keep(plan: &Plan, info: &EntryInfo) -> bool {
     let room = info.places.len() < PLACES_MAX;
     info.adopted && plan.sealed_copies_exist() && room && holds(Rule::R10ReleaseAsSet)
-}
-
-/// Does what a session needs. False: not all of it could be done now.
-fn attend(host: &Host, plan: &Plan, info: &EntryInfo, need: Need) -> Result<bool> {
-    // R9: re-copy, adoption and destroy exclude each other by the session's lock.
-    let Opened::Granted(mut hold) = host.cache.try_exclusive(&info.id)? else { return Ok(false) };
-    let info = hold.info()?;
-    let ended = match (info.state, need) {
-        (EntryState::Gone, _) => {
-            bury(host, &mut hold, Instant::now(), false).map(|burial| burial != Burial::Open)
-        }
-        (EntryState::Live, Need::End) if is_expired(host, &info) => expire(host, hold, &info).map(|()| true),
-        (EntryState::Live, _) => recopy(host, plan, &mut hold, &info),
-        (EntryState::Adopting, _) => Ok(false),
-    };
-    match ended {
-        Err(error) if matches!(error.kind, ErrorKind::LockLost | ErrorKind::Timeout) => Ok(false),
-        ended => ended,
-    }
-}
-
-/// Gives a session the copies that it lacks, then takes it out of the places where it no longer belongs
-/// (R11).
-fn recopy(host: &Host, plan: &Plan, hold: &mut Hold, info: &EntryInfo) -> Result<bool> {
-    // Places at servers that left the view hold nothing that counts (R6), and their number is bounded: free
-    // them first.
-    for place in info.places.iter().filter(|place| plan.view.server(place.server).is_none()) {
-        hold.free_place(place.index)?;
-    }
-    if !holds(Rule::R11Moved) {
-        leave(host, plan, hold, info)?;
-    }
-    let stamp = Stamp { id: info.id, version: info.version, expiry_ms: info.expiry_ms };
-    let reach = protect(host, hold, plan, &stamp, Cargo::Missing { same_since: None })?;
-    host.count(Counter::Recopies, u64::from(reach.pushes));
-    if reach.copies < plan.copies_possible() {
-        return Ok(false);
-    }
-    leave(host, plan, hold, info)
-}
-
-/// Writes "moved" to the places at servers of the view that the placement does not name, and gives their
-/// slots back.
-fn leave(host: &Host, plan: &Plan, hold: &mut Hold, info: &EntryInfo) -> Result<bool> {
-    let stamp = Stamp { id: info.id, version: info.version, expiry_ms: info.expiry_ms };
-    let placed = |server| plan.places_of(info.id).any(|(entry, _)| entry.incarnation == server);
-    let mut done = true;
-    for place in info.places.iter().filter(|place| !placed(place.server)) {
-        let Some(lane) = plan.lane(place.server) else {
-            done &= plan.view.server(place.server).is_none();
-            continue;
-        };
-        let moved = place.block.is_none() && place.acked.is_some();
-        if !moved && !push_bare(host, hold, lane, CellState::Moved, &stamp)? {
-            done = false;
-        } else if !must_keep(plan, info) {
-            hold.free_place(place.index)?;
-        }
-    }
-    Ok(done)
 }
 
 /// Gives back slots whose writer is known to be gone (R4). The slot says "moved" first: what the writer left
 /// there must not revive a session that is destroyed later (R9).
 fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
     let mut all = true;
+    let processes = host.cache.processes();
+    // Many slots have the same writer: each is asked for once.
+    let mut answers: HashMap<(Incarnation, u32, Option<u64>), bool> = HashMap::new();
     for slot in host.cache.quarantined() {
         let Some(server) = plan.view.server(slot.server) else {
             host.cache.release_quarantined(&slot);
             continue;
         };
-        let asked = host.servers.call(server, &ToServer::ProcessGone { pid: slot.pid, link: None });
-        let gone = matches!(asked, Ok(FromServer::Gone(true))) || !holds(Rule::R4FreshSlot);
-        let alive = host.cache.processes().iter().any(|process| process.id == slot.process && process.alive);
-        if !gone || alive || !supersede(host, plan, &slot)? {
+        let gone = *answers.entry((slot.server, slot.pid, slot.link)).or_insert_with(|| {
+            let request = ToServer::ProcessGone { pid: slot.pid, link: slot.link };
+            matches!(host.servers.call(server, &request), Ok(FromServer::Gone(true)))
+        });
+        // A process that lives may copy into shared memory at any time; one whose queue pair is destroyed can do
+        // nothing with that any more.
+        let is_writer = |process: &ProcessInfo| process.id == slot.process && process.alive;
+        let may_write = !gone || (slot.link.is_none() && processes.iter().any(is_writer));
+        if (may_write && holds(Rule::R4FreshSlot)) || !supersede(host, plan, &slot)? {
             all = false;
             continue;
         }
@@ -231,7 +241,7 @@ fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
 }
 
 fn supersede(host: &Host, plan: &Plan, slot: &Quarantined) -> Result<bool> {
-    let Some(lane) = plan.lane(slot.server) else { return Ok(false) };
+    let Some(lane) = plan.lane(slot.server).filter(|lane| !lane.link.is_broken()) else { return Ok(false) };
     let cell = Cell {
         id: slot.id,
         sequence: slot.sequence,
@@ -242,6 +252,8 @@ fn supersede(host: &Host, plan: &Plan, slot: &Quarantined) -> Result<bool> {
         expiry_ms: 0,
         checksum: ArchiveChecksum::None,
     };
+    // From here on it is this link whose end ends the doubt.
+    host.cache.take_over_quarantined(slot, lane.number);
     let posted = lane.link.post(&transport::Push {
         slot: slot.slot,
         sequence: slot.sequence,
@@ -250,22 +262,20 @@ fn supersede(host: &Host, plan: &Plan, slot: &Quarantined) -> Result<bool> {
     });
     let outcome = match posted {
         Posted::Done(outcome) => Some(outcome),
-        Posted::Pending(push) => {
-            let deadline = host.deadline();
-            loop {
-                match lane.link.poll(push) {
-                    Some(outcome) => break Some(outcome),
-                    None if Instant::now() >= deadline => break None,
-                    None => std::thread::yield_now(),
-                }
-            }
-        }
+        Posted::Pending(push) => wait_for(host, lane, push, Some(host.deadline())),
     };
-    if outcome == Some(Outcome::Sealed) {
-        host.cache.poison();
-        return Err(host.ownership_lost());
+    match outcome {
+        Some(Outcome::Acked) => Ok(true),
+        Some(Outcome::Sealed) => {
+            host.cache.poison();
+            Err(host.ownership_lost())
+        }
+        Some(Outcome::Failed(FailKind::Bounds)) => Ok(false),
+        Some(Outcome::Failed(_)) | None => {
+            host.lose_link(lane, why_lost(outcome));
+            Ok(false)
+        }
     }
-    Ok(outcome == Some(Outcome::Acked))
 }
 
 /// The copies of a session by this view, as its handles would see them.

@@ -237,7 +237,7 @@ fn r9_a_tombstone_stays_while_a_stale_cell_is_in_quarantine() {
         let (cache, book) = with_book();
         let mut hold = insert(&cache, 1, 1, 700);
         let open = hold.begin_push(book, PushKind::Archive(700)).unwrap();
-        hold.abandon_push(&open).unwrap();
+        hold.abandon_push(&open, None).unwrap();
         push(&mut hold, book, PushKind::Archive(700), 1);
         hold.remove(version(2)).unwrap();
         let tombstone = push(&mut hold, book, PushKind::Bare, 2);

@@ -55,7 +55,7 @@ fn life(victim: &Cache, book: BookIndex, progress: &Progress, meanwhile: impl Fn
     let open = other.begin_push(book, PushKind::Archive(5000)).unwrap();
     other.cancel_push(&open).unwrap();
     let open = other.begin_push(book, PushKind::Archive(5000)).unwrap();
-    other.abandon_push(&open).unwrap();
+    other.abandon_push(&open, None).unwrap();
     drop(other);
 
     hold.remove(version(5)).unwrap();

@@ -210,7 +210,7 @@ impl TestServer {
         let lease = &self.leases[&incarnation];
         let fd = lease.lease.fd().try_clone_to_owned().unwrap();
         let link = shm::map(fd, incarnation, self.incarnation)?;
-        Ok(OpenedLink { link: Arc::new(link), lease: lease.number })
+        Ok(OpenedLink { link: Arc::new(link), lease: lease.number, number: None, lifeline: None })
     }
 }
 
