@@ -4,8 +4,9 @@
 use super::destroy::{Burial, Burying, begin_burial, begin_expiry};
 use super::host::{Counter, Host, Lane, Plan};
 use super::open::is_expired;
-use super::push::{Cargo, End, Flight, Stamp, Volley, launch};
+use super::push::{Cargo, Flight, Stamp, launch};
 use super::sweep::{Need, must_keep};
+use super::volley::{End, Volley};
 use crate::cache::{EntryInfo, EntryState, Hold, Opened, PlaceIndex, PushKind};
 use crate::error::{ErrorKind, Result};
 use crate::ident::Incarnation;
@@ -56,9 +57,9 @@ impl<'a> Task<'a> {
     /// Whether [`Self::go_on`] would not wait.
     pub fn is_over(&mut self) -> bool {
         match &mut self.stage {
-            Stage::Copies(flight) => flight.volley().is_over(),
-            Stage::Leaving(leaving) => leaving.moves.is_over(),
-            Stage::Burial(burying, _) => burying.volley().is_over(),
+            Stage::Copies(flight) => flight.volley().is_over(&self.hold),
+            Stage::Leaving(leaving) => leaving.moves.is_over(&self.hold),
+            Stage::Burial(burying, _) => burying.volley().is_over(&self.hold),
         }
     }
 

@@ -7,7 +7,8 @@
 
 use super::host::{Counter, Host, Lane, Plan};
 use super::open::{Access, Facts, OpenSession, facts_of, timed_out};
-use super::push::{End, Stamp, Volley};
+use super::push::Stamp;
+use super::volley::{End, Volley};
 use crate::cache::{EntryInfo, EntryState, Hold, PlaceInfo, PushKind};
 use crate::control::message::ToServer;
 use crate::error::{ErrorKind, Result};

@@ -5,7 +5,8 @@
 use super::attend::{Step, Task};
 use super::host::{Counter, Host, Plan};
 use super::open::{facts_of, is_expired};
-use super::push::{wait_for, why_lost, window};
+use super::push::window;
+use super::volley::{push_bare, why_lost};
 use crate::cache::{self, BookState, EntryInfo, EntryState, PlaceInfo, ProcessInfo, Quarantined};
 use crate::control::message::{FromServer, ToServer};
 use crate::error::Result;
@@ -13,7 +14,7 @@ use crate::ident::{Epoch, Incarnation};
 use crate::lease::{ArchiveChecksum, Cell, CellState};
 use crate::limits::{COPIES_MAX, PLACES_MAX};
 use crate::rules::{Rule, holds};
-use crate::transport::{self, FailKind, Outcome, Posted};
+use crate::transport::{self, FailKind, Outcome};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -254,23 +255,16 @@ fn supersede(host: &Host, plan: &Plan, slot: &Quarantined) -> Result<bool> {
     };
     // From here on it is this link whose end ends the doubt.
     host.cache.take_over_quarantined(slot, lane.number);
-    let posted = lane.link.post(&transport::Push {
-        slot: slot.slot,
-        sequence: slot.sequence,
-        cell: &cell.encode(),
-        block: None,
-    });
-    let outcome = match posted {
-        Posted::Done(outcome) => Some(outcome),
-        Posted::Pending(push) => wait_for(host, lane, push, Some(host.deadline())),
-    };
+    let cell = cell.encode();
+    let push = transport::Push { slot: slot.slot, sequence: slot.sequence, cell: &cell, block: None };
+    let outcome = push_bare(host, lane, &push);
     match outcome {
         Some(Outcome::Acked) => Ok(true),
         Some(Outcome::Sealed) => {
             host.cache.poison();
             Err(host.ownership_lost())
         }
-        Some(Outcome::Failed(FailKind::Bounds)) => Ok(false),
+        Some(Outcome::Failed(FailKind::Bounds | FailKind::NotPosted)) => Ok(false),
         Some(Outcome::Failed(_)) | None => {
             host.lose_link(lane, why_lost(outcome));
             Ok(false)
