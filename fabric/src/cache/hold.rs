@@ -272,9 +272,9 @@ impl Hold {
         guard.cancel_push(self.entry, push)
     }
 
-    /// The push may or may not arrive: its slot and blocks go into quarantine (R4), the place is empty. `link`:
-    /// the number of the link that it was posted to; `None` if only the end of the process rules out that it
-    /// arrives.
+    /// The push may or may not arrive: its slot and blocks go into quarantine (R4), the place is empty.
+    /// `link`: the number of the link that it was posted to; `None` if only the end of the process rules out
+    /// that it arrives.
     ///
     /// # Errors
     /// As [`Hold::end_push`].

@@ -272,8 +272,8 @@ pub struct BookInfo {
     pub geometry: LeaseGeometry,
 }
 
-/// A slot that a writer may still write (R4), kept until the writer is known to be gone: one link of a process,
-/// or the whole process.
+/// A slot that a writer may still write (R4), kept until the writer is known to be gone: one link of a
+/// process, or the whole process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Quarantined {
     /// The lease's book.

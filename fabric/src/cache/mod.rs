@@ -298,8 +298,8 @@ impl Cache {
         self.inner.quarantined()
     }
 
-    /// The writer is gone, and this process is about to write over its slot, by its own `link`: from now on the
-    /// slot waits for that.
+    /// The writer is gone, and this process is about to write over its slot, by its own `link`: from now on
+    /// the slot waits for that.
     pub fn take_over_quarantined(&self, quarantined: &Quarantined, link: Option<u64>) {
         self.inner.take_over_quarantined(quarantined, link);
     }

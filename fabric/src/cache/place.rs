@@ -384,8 +384,8 @@ impl Inner {
         found
     }
 
-    /// Makes this process the writer of a slot in quarantine. Killed in between, it leaves a slot that waits for more
-    /// than it had to: first any link of the old writer, then any of this process.
+    /// Makes this process the writer of a slot in quarantine. Killed in between, it leaves a slot that waits
+    /// for more than it had to: first any link of the old writer, then any of this process.
     pub(super) fn take_over_quarantined(&self, quarantined: &Quarantined, link: Option<u64>) {
         let (book, slot) = (self.book(quarantined.book), quarantined.slot.0);
         if !book.is_for(quarantined.server.0) || book.slots.owner(slot) != QUARANTINED | slot {

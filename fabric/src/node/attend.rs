@@ -1,5 +1,5 @@
-//! What the sweep does with one session: steps that post and steps that land, so that the pushes of many sessions
-//! are under way at once. Between the two the session stays locked.
+//! What the sweep does with one session: steps that post and steps that land, so that the pushes of many
+//! sessions are under way at once. Between the two the session stays locked.
 
 use super::destroy::{Burial, Burying, begin_burial, begin_expiry};
 use super::host::{Counter, Host, Lane, Plan};
@@ -23,16 +23,18 @@ pub(super) struct Task<'a> {
     stage: Stage<'a>,
 }
 
+#[allow(clippy::large_enum_variant, reason = "boxing would allocate for every session")]
 enum Stage<'a> {
     /// It is given the copies that it lacks.
     Copies(Flight<&'a Arc<Lane>>),
     /// It has them, and leaves the places where it no longer belongs (R11).
     Leaving(Leaving<'a>),
     /// Its tombstones are under way; sealed copies are to be declared gone, too.
-    Burial(Burying, bool),
+    Burial(Box<Burying>, bool),
 }
 
 /// Where a session stands.
+#[allow(clippy::large_enum_variant, reason = "boxing would allocate for every session")]
 pub(super) enum Step<'a> {
     /// Pushes are under way.
     UnderWay(Task<'a>),
@@ -101,12 +103,12 @@ impl<'a> Stage<'a> {
         let info = hold.info()?;
         let stage = match info.state {
             EntryState::Adopting => return Ok(None),
-            EntryState::Gone => Self::Burial(begin_burial(host, hold, Instant::now())?, false),
+            EntryState::Gone => Self::Burial(Box::new(begin_burial(host, hold, Instant::now())?), false),
             EntryState::Live if need == Need::End && is_expired(host, &info) => {
                 if !holds(Rule::R14Expiry) {
                     return Ok(None);
                 }
-                Self::Burial(begin_expiry(host, hold, &info)?, true)
+                Self::Burial(Box::new(begin_expiry(host, hold, &info)?), true)
             }
             EntryState::Live => Self::Copies(recopy(host, plan, hold, &info)?),
         };
@@ -132,6 +134,7 @@ fn recopy<'a>(
     launch(host, hold, plan, &stamp_of(info), Cargo::Missing { same_since: None })
 }
 
+#[allow(clippy::large_enum_variant, reason = "boxing would allocate for every session")]
 enum Next<'a> {
     Leave(Leaving<'a>),
     Ended(bool),

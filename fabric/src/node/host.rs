@@ -286,8 +286,9 @@ impl Host {
         false
     }
 
-    /// Takes a link that is of no more use out of the plan, and has the agent ask its server what is the matter.
-    /// Closing its lifeline makes the server destroy its end, which ends every doubt about its pushes (R4).
+    /// Takes a link that is of no more use out of the plan, and has the agent ask its server what is the
+    /// matter. Closing its lifeline makes the server destroy its end, which ends every doubt about its pushes
+    /// (R4).
     pub fn lose_link(&self, lane: &Arc<Lane>, why: &str) {
         if let Some(lifeline) = &lane.lifeline {
             lifeline.close();

@@ -1,5 +1,5 @@
-//! [`Lifeline`]: the control connection by which an RDMA link lives. When it ends, whoever ends it, the server
-//! destroys its queue pair, so that nothing that was posted to the link can arrive any more (R4).
+//! [`Lifeline`]: the control connection by which an RDMA link lives. When it ends, whoever ends it, the
+//! server destroys its queue pair, so that nothing that was posted to the link can arrive any more (R4).
 
 use crate::control::stream::Stream;
 use crate::error::{Error, Origin, Result};

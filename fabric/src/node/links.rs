@@ -24,8 +24,8 @@ struct Attempt {
 }
 
 impl LinkKeeper {
-    /// To be called every [`STEWARD_POLL`], and at once when a link was lost: a server that has taken its memory
-    /// away is asked why as soon as that is noticed. Never blocks.
+    /// To be called every [`STEWARD_POLL`], and at once when a link was lost: a server that has taken its
+    /// memory away is asked why as soon as that is noticed. Never blocks.
     pub fn tend(&mut self, host: &Arc<Host>, steward: bool) {
         host.watch_links();
         let plan = host.plan().clone();

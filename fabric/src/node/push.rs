@@ -6,8 +6,8 @@
 //! valid mandate only (R8); what may still be written is never superseded in its slot (R4); the previous
 //! block is freed by the ack of the next (R7), which is [`Hold::end_push`]'s part.
 //!
-//! All pushes are posted before any is awaited: by the caller ([`protect`]), or by whom the [`Flight`] is handed
-//! to.
+//! All pushes are posted before any is awaited: by the caller ([`protect`]), or by whom the [`Flight`] is
+//! handed to.
 
 use super::host::{Counter, Host, Lane, LinkState, Plan};
 use super::session::Short;
@@ -179,8 +179,8 @@ fn judge(host: &Host, reach: Reach) -> Result<Reach> {
     Ok(Reach { copies: 0, short: Some(Short::NoMandate), ..reach })
 }
 
-/// Sessions of which one background task keeps pushes under way: a quarter of what a link takes, so that requests
-/// find room.
+/// Sessions of which one background task keeps pushes under way: a quarter of what a link takes, so that
+/// requests find room.
 pub fn window(host: &Host) -> usize {
     (host.config.rdma.queue_depth as usize / 4).clamp(1, 64)
 }

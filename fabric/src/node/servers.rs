@@ -44,8 +44,8 @@ pub trait Servers: Send + Sync {
     /// As [`Self::call`], and those of mapping the lease.
     fn open_link(&self, server: &ServerEntry, cache: &Arc<dyn Region>) -> Result<OpenedLink>;
 
-    /// The archives of sealed sessions that this node has claimed. May give fewer than asked: ask again for the
-    /// rest.
+    /// The archives of sealed sessions that this node has claimed. May give fewer than asked: ask again for
+    /// the rest.
     ///
     /// # Errors
     /// As [`Self::call`].

@@ -227,8 +227,8 @@ fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
             let request = ToServer::ProcessGone { pid: slot.pid, link: slot.link };
             matches!(host.servers.call(server, &request), Ok(FromServer::Gone(true)))
         });
-        // A process that lives may copy into shared memory at any time; one whose queue pair is destroyed can do
-        // nothing with that any more.
+        // A process that lives may copy into shared memory at any time; one whose queue pair is destroyed can
+        // do nothing with that any more.
         let is_writer = |process: &ProcessInfo| process.id == slot.process && process.alive;
         let may_write = !gone || (slot.link.is_none() && processes.iter().any(is_writer));
         if (may_write && holds(Rule::R4FreshSlot)) || !supersede(host, plan, &slot)? {

@@ -29,9 +29,10 @@ pub enum End {
     Failed,
 }
 
-/// How long a waiter asks again and again before it sleeps. A push takes 2 to 10 us over hardware and 40 us over
-/// soft-RoCE; going to sleep and being woken costs about 10 us of its own. So nearly every push ends within this
-/// time, and one that does not has lost a packet or its server, for which a processor must not spin.
+/// How long a waiter asks again and again before it sleeps. A push takes 2 to 10 us over hardware and 40 us
+/// over soft-RoCE; going to sleep and being woken costs about 10 us of its own. So nearly every push ends
+/// within this time, and one that does not has lost a packet or its server, for which a processor must not
+/// spin.
 const POLLING: Duration = Duration::from_micros(50);
 
 /// One push that was begun.
@@ -70,8 +71,8 @@ impl<L: Borrow<Arc<Lane>>> Open<L> {
         }
     }
 
-    /// Waits for the end: asks as long as that is cheaper than sleeping, then sleeps. `None`: it was given up,
-    /// and may still arrive.
+    /// Waits for the end: asks as long as that is cheaper than sleeping, then sleeps. `None`: it was given
+    /// up, and may still arrive.
     fn wait(
         &mut self,
         host: &Host,
@@ -112,8 +113,8 @@ impl<L: Borrow<Arc<Lane>>> Open<L> {
 /// or `Arc<Lane>` where they outlive the plan that they go by.
 ///
 /// Until they have landed the caller keeps the session's hold, and with it the archive, which some links send
-/// from where it lies (invariant 11). If a volley is dropped, its open pushes are left to the hold, whose drop
-/// puts them into quarantine.
+/// from where it lies (invariant 11). If a volley is dropped, its open pushes are left to the hold, whose
+/// drop puts them into quarantine.
 pub struct Volley<L: Borrow<Arc<Lane>>> {
     open: [Option<Open<L>>; PLACES_MAX],
     stamp: Stamp,
@@ -201,8 +202,8 @@ impl<L: Borrow<Arc<Lane>>> Volley<L> {
         }
     }
 
-    /// Waits until all have ended, writes down in the cache how, and tells it, too. After an error the rest is
-    /// given up.
+    /// Waits until all have ended, writes down in the cache how, and tells it, too. After an error the rest
+    /// is given up.
     ///
     /// # Errors
     /// As [`Self::post`].
@@ -362,8 +363,8 @@ fn settle(
     }
 }
 
-/// Writes a cell without a block into a slot that no session has. Returns how that ended; `None`: it may still
-/// arrive.
+/// Writes a cell without a block into a slot that no session has. Returns how that ended; `None`: it may
+/// still arrive.
 pub fn push_bare(host: &Host, lane: &Lane, push: &transport::Push<'_>) -> Option<Outcome> {
     let deadline = host.deadline();
     let id = match lane.link.post(push) {
