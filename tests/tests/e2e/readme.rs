@@ -81,6 +81,11 @@ fn the_documented_defaults_are_the_defaults() {
                 ("[\"00000000000000000000000000000000000000000000000000000000000000ff\"]", true)
             }
             ("address", "required") => ("\"127.0.0.1:9001\"", true),
+            ("dir", "required") => ("\"/etc/x\"", true),
+            (_, "none") => {
+                keys += 1;
+                continue;
+            }
             (_, default) => match default.strip_prefix('`').and_then(|it| it.strip_suffix('`')) {
                 Some(value) => (value, false),
                 None => continue,
@@ -100,4 +105,17 @@ fn the_documented_defaults_are_the_defaults() {
     let settings = fields.split("#[serde(deny_unknown_fields").skip(1).collect::<String>();
     let fields = settings.lines().filter(|line| line.starts_with("    pub ")).count();
     assert_eq!(keys, fields, "keys in the document, fields in fabric/src/config/mod.rs");
+}
+
+/// The configuration of the chapter on several hosts is a good one.
+#[test]
+fn the_documented_cluster_of_several_hosts_is_good() {
+    let text = fs::read_to_string(workspace_root().join("docs/using.md")).unwrap();
+    let chapter = text.split("\n## ").find(|chapter| chapter.starts_with("Several hosts and RDMA")).unwrap();
+    let example = chapter.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let example = example.replace("64 hexadecimal digits, from: openssl rand -hex 32", &"0f".repeat(32));
+    let config = Config::parse(Path::new("docs"), &example).unwrap();
+    assert_eq!((config.servers.len(), config.nodes.len()), (2, 2));
+    assert!(config.tls.is_some() && config.director.control.is_some());
+    assert!(config.servers.iter().all(|server| server.control.is_some()));
 }
