@@ -367,3 +367,6 @@ impl Leases {
 fn released() -> Error {
     Error::new(ErrorKind::Gone, Origin::Server, "its lease is released")
 }
+
+#[cfg(test)]
+mod tests;
