@@ -5,6 +5,7 @@
 
 mod claims;
 mod hosts;
+mod machines;
 mod network;
 mod setting;
 mod zombies;

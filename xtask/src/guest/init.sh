@@ -20,7 +20,11 @@ while read -r module; do
 done </etc/selvage/modules
 
 . /etc/selvage/settings
-hostname "$hostname"
+guest=
+for word in $(</proc/cmdline); do
+    case $word in selvage.guest=*) guest=${word#*=} ;; esac
+done
+hostname "guest$guest"
 
 # Ports under their names, as udev would have it.
 mkdir -p /dev/virtio-ports
@@ -51,8 +55,9 @@ echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad
 echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
 ip link set lo up
 echo 0 >/proc/sys/net/ipv4/conf/all/rp_filter
-if [ -n "$address" ]; then
-    soft_roce rxe0 eth0 "$address"
+if [ -n "$guest" ]; then
+    address=10.77.0.$((10 + guest))
+    soft_roce rxe0 eth0 "$address/24"
 else
     ip link add v0 type veth peer name v1
     soft_roce rxe0 v0 10.77.0.1/24
@@ -78,6 +83,14 @@ cat /run/stdout >/dev/virtio-ports/stdout &
 readers=$!
 cat /run/stderr >/dev/virtio-ports/stderr &
 readers="$readers $!"
+if [ -n "$guest" ]; then
+    agent=("$agent" "$address:7077")
+    if [ "$guest" = 0 ]; then
+        "${agent[@]}" </dev/null >/dev/console 2>&1 &
+    else
+        command=("${agent[@]}")
+    fi
+fi
 echo "ready $(cut -d' ' -f1 /proc/uptime)" >"$status_port"
 setsid "${command[@]}" </dev/null >/run/stdout 2>/run/stderr
 code=$?

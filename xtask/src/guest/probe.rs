@@ -62,7 +62,8 @@ fn kvm_works(kernel: &Kernel) -> Result<bool> {
         memory_mib: 512,
         processors: 2,
         ports: &[],
-        card: None,
+        host: None,
+        is_trial: true,
     };
     let mut running = machine.start()?;
     let off = running.wait_until(Instant::now() + PROBE_MAX)?;

@@ -4,6 +4,7 @@
 //! `setpriv` has the kernel kill it when the thread that started it is gone.
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -53,8 +54,10 @@ pub struct Machine<'a> {
     pub processors: u32,
     /// Virtio ports by name, in the guest a character device each.
     pub ports: &'a [&'static str],
-    /// The last byte of the network card's address, if there is to be a card.
-    pub card: Option<u8>,
+    /// Its number as a host of a network, if it is one; then it has a card.
+    pub host: Option<u8>,
+    /// Whether it may fail, and nobody wants to read why.
+    pub is_trial: bool,
 }
 
 /// A running machine; dropping it kills it.
@@ -65,7 +68,6 @@ pub struct Running {
     /// This end of each port, in the order asked for.
     pub ports: Vec<UnixStream>,
     /// This end of the network card's cable.
-    #[expect(dead_code, reason = "the switch that it goes to is the next step")]
     pub cable: Option<UnixStream>,
 }
 
@@ -79,7 +81,7 @@ impl Machine<'_> {
         let (console, console_end) = UnixStream::pair()?;
         let pairs = self.ports.iter().map(|_| UnixStream::pair()).collect::<std::io::Result<Vec<_>>>()?;
         let (ports, port_ends): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-        let (cable, cable_end) = match self.card {
+        let (cable, cable_end) = match self.host {
             Some(_) => UnixStream::pair().map(|(mine, other)| (Some(mine), Some(other)))?,
             None => (None, None),
         };
@@ -88,8 +90,8 @@ impl Machine<'_> {
         for (name, end) in self.ports.iter().zip(&port_ends) {
             arguments.extend(port_arguments(name, end.as_raw_fd()));
         }
-        if let (Some(card), Some(end)) = (self.card, &cable_end) {
-            arguments.extend(card_arguments(card, end.as_raw_fd()));
+        if let (Some(host), Some(end)) = (self.host, &cable_end) {
+            arguments.extend(card_arguments(host, end.as_raw_fd()));
         }
         let mut ends: Vec<OwnedFd> = port_ends.into_iter().map(OwnedFd::from).collect();
         ends.extend([initramfs, console_end.into()]);
@@ -97,6 +99,9 @@ impl Machine<'_> {
 
         let mut command = Command::new(program("setpriv")?);
         command.args(["--pdeathsig", "KILL", "--"]).arg(qemu).args(&arguments).stdin(Stdio::null());
+        if self.is_trial {
+            command.stderr(Stdio::null());
+        }
         let child = {
             let _alone = lock(&SPAWNING);
             for end in &ends {
@@ -121,7 +126,10 @@ impl Machine<'_> {
             Accelerator::Kvm => ("kvm", "host"),
             Accelerator::Tcg => ("tcg,thread=multi", "max,-erms,-fsrm"),
         };
-        let append = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable rdinit=/init";
+        let mut append = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable rdinit=/init".to_owned();
+        if let Some(host) = self.host {
+            append.push_str(&format!(" selvage.guest={host}"));
+        }
         let fixed = "-nodefaults -no-user-config -display none -no-reboot -M q35 -device virtio-serial-pci";
         let mut arguments: Vec<String> = fixed.split(' ').map(str::to_owned).collect();
         let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
@@ -131,7 +139,7 @@ impl Machine<'_> {
         add("-m", format!("{}M", self.memory_mib));
         add("-kernel", self.kernel.display().to_string());
         add("-initrd", format!("/dev/fd/{initramfs}"));
-        add("-append", append.to_owned());
+        add("-append", append);
         add("-chardev", format!("socket,id=console,fd={console}"));
         add("-serial", "chardev:console".to_owned());
         arguments
@@ -147,12 +155,12 @@ fn port_arguments(name: &str, descriptor: i32) -> [String; 4] {
     ]
 }
 
-fn card_arguments(card: u8, descriptor: i32) -> [String; 4] {
+fn card_arguments(host: u8, descriptor: i32) -> [String; 4] {
     [
         "-netdev".to_owned(),
         format!("stream,id=net0,server=off,addr.type=fd,addr.str={descriptor}"),
         "-device".to_owned(),
-        format!("virtio-net-pci,netdev=net0,mac=52:54:00:77:00:{card:02x},host_mtu=9000"),
+        format!("virtio-net-pci,netdev=net0,mac=52:54:00:77:00:{host:02x},host_mtu=9000"),
     ]
 }
 
@@ -176,6 +184,15 @@ impl Running {
             }
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Stops the machine's processors, or lets them go on.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn pause(&self, is_paused: bool) -> Result<()> {
+        let signal = if is_paused { Signal::STOP } else { Signal::CONT };
+        Ok(kill_process(Pid::from_child(&self.child), signal)?)
     }
 
     /// Ends the machine as a power cut would.
@@ -230,7 +247,8 @@ mod tests {
             memory_mib: 512,
             processors: 2,
             ports: &[],
-            card: None,
+            host: None,
+            is_trial: false,
         };
         let line = |machine: &Machine| machine.arguments(7, 8).join(" ");
         let tcg = line(&machine);
@@ -239,6 +257,9 @@ mod tests {
         assert!(tcg.contains("-chardev socket,id=console,fd=8 -serial chardev:console"), "{tcg}");
         machine.accelerator = Accelerator::Kvm;
         assert!(line(&machine).contains("-accel kvm -cpu host"));
+        assert!(!line(&machine).contains("selvage.guest"));
+        machine.host = Some(2);
+        assert!(line(&machine).contains(" selvage.guest=2 "), "{}", line(&machine));
     }
 
     #[test]
