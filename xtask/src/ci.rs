@@ -1,9 +1,9 @@
 //! `cargo x ci`: everything that a change must pass, cheapest first.
 
-use crate::{demo, setup, test, tidy};
+use crate::{demo, rdma, setup, test, tidy};
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 /// Runs the command.
@@ -19,12 +19,19 @@ pub fn main() -> Result<()> {
     stage("doc", || cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]))?;
     stage("test", || test::main(&test::Arguments::default()))?;
     stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;
+    stage("rdma-test", || good(rdma::test::main(&rdma::test::Arguments::default())?))?;
     // In release, unlike the stage "test": their bounds are the product's. One at a time, so that none
     // disturbs another.
     let measured =
         ["test", "--release", "--package", "selvage-bench", "--tests", "--", "--test-threads", "1"];
     stage("measured", || cargo(&measured, &[]))?;
     stage("bench", || cargo(&["run", "--release", "--package", "selvage-bench", "--", "--quick"], &[]))
+}
+
+/// A command that says by its status how it went: whether that is good. None of them skips anything.
+fn good(status: ExitCode) -> Result<()> {
+    ensure!(status == ExitCode::SUCCESS, "ended with {status:?}");
+    Ok(())
 }
 
 fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -53,7 +53,7 @@ struct Show<'a> {
 /// # Errors
 /// The cluster failed, or something that was acked is lost.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    setup::ensure(&[setup::RUN])?;
+    setup::ensure(&[setup::BUILD, setup::RUN])?;
     let product = Product::ready()?;
     runtime()?.block_on(async {
         let mut stop = Stop::new()?;

@@ -4,6 +4,7 @@
 mod ci;
 mod demo;
 mod guest;
+mod rdma;
 mod run;
 mod setup;
 mod test;
@@ -30,6 +31,10 @@ enum Command {
     Demo(demo::Arguments),
     /// Run all tests
     Test(test::Arguments),
+    /// Run the tests that need RDMA: over two soft-RoCE devices, and over several hosts, which are guests
+    RdmaTest(rdma::test::Arguments),
+    /// Measure pushes over RDMA against a raw-verbs loop
+    RdmaBench(rdma::bench::Arguments),
     /// Run a program of this host in a guest with two soft-RoCE devices, rxe0 and rxe1
     Guest(guest::Arguments),
     /// Run everything that a change must pass
@@ -44,6 +49,8 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::main(&arguments),
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Test(arguments) => test::main(&arguments),
+        Command::RdmaTest(arguments) => return end(rdma::test::main(&arguments)),
+        Command::RdmaBench(arguments) => return end(rdma::bench::main(&arguments)),
         Command::Guest(arguments) => return end(guest::main(&arguments)),
         Command::Ci => ci::main(),
         Command::Tidy => tidy::main(),

@@ -41,7 +41,7 @@ pub struct Stop {
 /// # Errors
 /// The cluster cannot be started or stopped.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    setup::ensure(&[setup::RUN])?;
+    setup::ensure(&[setup::BUILD, setup::RUN])?;
     let product = Product::ready()?;
     runtime()?.block_on(run(product, arguments))
 }

@@ -25,6 +25,18 @@ const fn need(probe: &'static str, package: &'static str, purpose: &'static str)
 /// Debian's place of nginx's headers; `SELVAGE_NGINX_SOURCE` names another for the module's build.
 const NGINX_HEADERS: &str = "/usr/share/nginx/src/conf_flags";
 
+/// The library, wherever a version of LLVM has put it; `LIBCLANG_PATH` names its folder for builds.
+const LIBCLANG: &str = "libclang.so";
+
+/// For building the product, beside the Rust toolchain. This program itself needs none of it.
+pub const BUILD: &[Need] = &[
+    need("cc", "gcc", "C compiler"),
+    need("cmake", "cmake", "to build the RDMA transport"),
+    need(LIBCLANG, "libclang-dev", "to read the RDMA headers"),
+    need("/usr/include/linux/types.h", "linux-libc-dev", "the RDMA headers of the kernel"),
+    need("pkg-config", "pkg-config", "to find hwloc"),
+    need("/usr/include/hwloc.h", "libhwloc-dev", "to find the processors near a network card"),
+];
 /// For `cargo x run` and `demo`.
 pub const RUN: &[Need] = &[
     need("nginx", "nginx-light", "the web server of the web nodes"),
@@ -55,7 +67,7 @@ pub const RDMA: &[Need] = &[
     need("ib_write_lat", "perftest", "to measure beside"),
 ];
 /// For `cargo x setup`.
-pub const EVERYTHING: &[&[Need]] = &[RUN, TEST, BENCH, RDMA];
+pub const EVERYTHING: &[&[Need]] = &[BUILD, RUN, TEST, BENCH, RDMA];
 
 /// What can be done about missing things.
 #[derive(Debug, PartialEq, Eq)]
@@ -129,10 +141,28 @@ pub fn ensure_components() -> Result<()> {
 fn missing(needs: &[&'static [Need]]) -> Vec<&'static Need> {
     let there = |probe: &str| match probe {
         NGINX_HEADERS if std::env::var_os("SELVAGE_NGINX_SOURCE").is_some() => true,
+        LIBCLANG => has_libclang(),
         file if file.starts_with('/') => Path::new(file).exists(),
         program => find_program(program).is_some(),
     };
     needs.iter().flat_map(|needs| needs.iter()).filter(|need| !there(need.probe)).collect()
+}
+
+fn has_libclang() -> bool {
+    let folders = |parent: &str| fs::read_dir(parent).into_iter().flatten().filter_map(Result::ok);
+    let versions = folders("/usr/lib").map(|entry| entry.path().join("lib"));
+    let named = std::env::var_os("LIBCLANG_PATH").map(PathBuf::from);
+    let known = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64"].map(PathBuf::from);
+    let mut all =
+        versions.chain(named).chain(known).flat_map(|folder| fs::read_dir(folder).into_iter().flatten());
+    all.any(|file| file.is_ok_and(|file| is_libclang(&file.file_name().to_string_lossy())))
+}
+
+fn is_libclang(name: &str) -> bool {
+    name.strip_prefix("libclang").is_some_and(|rest| {
+        let version = rest.trim_start_matches(|c: char| c.is_ascii_digit() || "-.".contains(c));
+        version.starts_with("so") && !rest.starts_with("-cpp")
+    })
 }
 
 fn install(packages: &[&str]) -> Result<()> {
@@ -178,6 +208,16 @@ impl Drop for NoServices {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn libclang_is_known_by_its_names() {
+        for name in ["libclang.so", "libclang.so.1", "libclang-14.so.1", "libclang-14.0.6.so"] {
+            assert!(is_libclang(name), "{name}");
+        }
+        for name in ["libclang-cpp.so.14", "libclangAST.a", "libLLVM-14.so", "libclang.a"] {
+            assert!(!is_libclang(name), "{name}");
+        }
+    }
 
     #[test]
     fn what_is_missing_is_named_and_what_to_do() {

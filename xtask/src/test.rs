@@ -15,9 +15,11 @@ pub struct Arguments {
 
 /// How many tests ran.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Count {
-    passed: u64,
-    failed: u64,
+pub struct Count {
+    /// Those that are as they should be.
+    pub passed: u64,
+    /// The others.
+    pub failed: u64,
 }
 
 /// Runs the command.
@@ -25,7 +27,7 @@ struct Count {
 /// # Errors
 /// A test failed or could not be built, or none ran.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    setup::ensure(&[setup::RUN, setup::TEST])?;
+    setup::ensure(&[setup::BUILD, setup::RUN, setup::TEST])?;
     let product = Product::build()?;
     let nextest = has_nextest();
     let mut unit = cargo(&product);
@@ -91,7 +93,7 @@ fn stage(name: &str, command: &mut Command) -> Result<Count> {
 }
 
 /// The counts of a summary line of either runner.
-fn summary(line: &str) -> Option<Count> {
+pub fn summary(line: &str) -> Option<Count> {
     // Indented, such a line is what a failed test had printed: nextest shows it, and counts it itself.
     let rest = if let Some(rest) = line.strip_prefix("test result: ") {
         rest.split_once(". ")?.1

@@ -1,4 +1,4 @@
-//! The agent of a guest: does what the test in guest 0 asks for. `cargo x rdma-test` starts one in every guest.
+//! The agent of a guest: does what the test in guest 0 asks for. `cargo x rdma-test` starts one in each.
 
 use anyhow::{Context, Result};
 use selvage_tests::guest;

@@ -99,5 +99,6 @@ for _ in {1..20}; do
     kill -0 $readers 2>/dev/null || break
     sleep 0.1
 done
+[ -n "$results" ] && [ -f "$results" ] && cat "$results" >/dev/virtio-ports/results
 echo "exit $code" >"$status_port"
 poweroff -f

@@ -26,6 +26,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+/// With 4096 bytes of data and its headers in one packet, which is the most that RDMA has.
+const MTU_DEFAULT: u32 = 9000;
+
 /// Options of `cargo x guest`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -39,7 +42,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 2)]
     cpus: u32,
     /// Largest packet of the interfaces; 9000 gives 4096 on soft-RoCE, 1500 gives 1024
-    #[arg(long, default_value_t = 9000)]
+    #[arg(long, default_value_t = MTU_DEFAULT)]
     mtu: u32,
     /// Take this file or folder, with what it is linked to, under its own path; can be repeated
     #[arg(long)]
@@ -81,8 +84,10 @@ pub struct Work {
     pub environment: Vec<String>,
     /// Its working folder.
     pub directory: PathBuf,
-    /// Largest packet of the interfaces.
-    pub mtu: u32,
+    /// A file that it writes, and which is wanted afterwards.
+    pub results: Option<PathBuf>,
+    /// Largest packet of the interfaces; without one, the largest that helps soft-RoCE.
+    pub mtu: Option<u32>,
     /// The agent's program, if the guest is one of several.
     pub agent: Option<PathBuf>,
 }
@@ -98,7 +103,8 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
         with: arguments.with.clone(),
         environment: arguments.env.clone(),
         directory: arguments.directory.clone(),
-        mtu: arguments.mtu,
+        mtu: Some(arguments.mtu),
+        results: None,
         agent: arguments.agent.clone(),
     };
     let site = Site {
@@ -156,16 +162,22 @@ impl Work {
         ensure!(self.environment.iter().all(|variable| variable.contains('=')), "a variable without a value");
         let environment: Vec<OsString> = self.environment.iter().map(OsString::from).collect();
         image.bytes("/etc/selvage/environment", zero_ended(&environment), 0o644);
-        let directory = self.directory.to_str().context("the working folder's name is no text")?;
-        image.directory(directory, 0o755);
+        let text = |path: &Path| {
+            let text = path.to_str().filter(|text| !text.contains('\''));
+            text.map(str::to_owned).with_context(|| format!("a guest cannot use {}", path.display()))
+        };
+        let directory =
+            text(if self.directory.as_os_str().is_empty() { Path::new("/") } else { &self.directory })?;
+        image.directory(&directory, 0o755);
         let mut agent = String::new();
         if let Some(path) = &self.agent {
             let path = path.canonicalize().with_context(|| format!("no program {}", path.display()))?;
             image.add(&path)?;
-            path.to_str().context("the agent's name is no text")?.clone_into(&mut agent);
+            agent = text(&path)?;
         }
-        ensure!(!directory.contains('\'') && !agent.contains('\''), "a quote in a folder's name");
-        let settings = format!("mtu={}\ndirectory='{directory}'\nagent='{agent}'\n", self.mtu);
+        let results = self.results.as_deref().map(text).transpose()?.unwrap_or_default();
+        let mtu = self.mtu.unwrap_or(MTU_DEFAULT);
+        let settings = format!("mtu={mtu}\ndirectory='{directory}'\nagent='{agent}'\nresults='{results}'\n");
         image.bytes("/etc/selvage/settings", settings, 0o644);
         Ok(image)
     }

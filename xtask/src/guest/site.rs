@@ -43,6 +43,8 @@ pub struct End {
     pub code: u8,
     /// What it wrote to its standard output, which was shown already.
     pub stdout: String,
+    /// What was in the file that was wanted.
+    pub results: Vec<u8>,
     /// How long the guest took to come up.
     pub boot: Duration,
 }
@@ -141,19 +143,21 @@ impl House<'_> {
             room.machine.wait_until(Instant::now() + OFF_MAX)?;
         }
         self.rooms.values_mut().for_each(|room| room.machine.kill());
+        // In the order of the ports.
         let mut said = self.outputs.drain(..).map(|output| output.join().unwrap_or_default());
         let stdout = String::from_utf8_lossy(&said.next().unwrap_or_default()).into_owned();
-        said.for_each(drop);
+        let results = said.nth(1).unwrap_or_default();
+        drop(said);
         if self.switch.dropped() > 0 {
             eprintln!("switch: {} frames dropped, their receivers were too slow", self.switch.dropped());
         }
-        Ok(End { code, stdout, boot: boot.unwrap_or_default() })
+        Ok(End { code, stdout, results, boot: boot.unwrap_or_default() })
     }
 
     fn start(&mut self, guest: u8) -> Result<()> {
         let hosts = self.site.hosts.is_some();
-        let ports: &[&str] = match (guest, hosts) {
-            (0, true) => &["status", "stdout", "stderr", "control"],
+        let ports: &[&str] = match guest {
+            0 => &["status", "stdout", "stderr", "results", "control"],
             _ => &["status", "stdout", "stderr"],
         };
         let machine = Machine {
@@ -186,6 +190,9 @@ impl House<'_> {
             if guest == 0 {
                 self.outputs.push(output);
             }
+        }
+        if let Some(results) = ends.next() {
+            self.outputs.push(thread::spawn(move || show(results, std::io::sink())));
         }
         if let Some(control) = ends.next() {
             let (events, asked) = (self.events.clone(), control.try_clone()?);
