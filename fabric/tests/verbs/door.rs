@@ -125,6 +125,31 @@ fn a_door_outlives_its_lease_and_its_device_handle() {
     Door::open(&fresh, &lease_of("n2"), None, ARCHIVE_BYTES_MAX).unwrap();
 }
 
+#[test]
+fn what_a_forked_child_drops_stays_its_parents() {
+    let ends = Ends::new();
+    let link = ends.link(1).unwrap();
+    // SAFETY: the child calls nothing but drops and `_exit`; no other thread of this process holds a lock
+    // that they take.
+    let child = unsafe { libc::fork() };
+    assert!(child >= 0);
+    if child == 0 {
+        drop((link, ends));
+        // SAFETY: ends the child without its parent's exit handlers.
+        unsafe { libc::_exit(7) };
+    }
+    let mut status = 0;
+    // SAFETY: waits for the child made above; `status` is writable.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(libc::WEXITSTATUS(status), 7);
+    // All of it works still: another process gets in, and what is destroyed is there to be destroyed.
+    ends.link(2).unwrap();
+    ends.door.disconnect(PeerId(1)).unwrap();
+    ends.lease.seal();
+    ends.door.seal().unwrap();
+    drop(link);
+}
+
 /// Takes the limit on locked memory down for this process, and the capability to ignore it, in a process of
 /// its own.
 #[test]

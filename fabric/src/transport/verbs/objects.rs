@@ -9,7 +9,8 @@
 //! the object refers to (domain, queue, channel, memory) is owned through an `Arc`, so it goes later.
 //! libibverbs locks inside: one object may be used by several threads. A destroy call that fails leaks the
 //! object *and what it refers to*, since the card may still use it; it is logged, and nothing else happens:
-//! a library in a web server must not end it.
+//! a library in a web server must not end it. A forked child leaks what it inherits, for its commands would
+//! act on the parent's objects.
 
 use crate::transport::Region;
 use rdma_mummy_sys as sys;
@@ -52,9 +53,23 @@ impl Access {
     }
 }
 
+/// The process that made an object, and alone may destroy it.
+struct Maker(u32);
+
+impl Maker {
+    fn this() -> Self {
+        Self(std::process::id())
+    }
+
+    fn is_other(&self) -> bool {
+        self.0 != std::process::id()
+    }
+}
+
 /// Memory that the card knows.
 pub(super) struct Mr {
     raw: NonNull<sys::ibv_mr>,
+    maker: Maker,
     region: ManuallyDrop<Arc<dyn Region>>,
     pd: ManuallyDrop<Arc<ProtectionDomain>>,
 }
@@ -79,7 +94,8 @@ impl Mr {
             sys::ibv_reg_mr(domain.as_ptr(), region.address().cast(), region.bytes(), access.flags())
         };
         let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { raw, region: ManuallyDrop::new(region), pd: ManuallyDrop::new(pd.clone()) })
+        let (region, pd) = (ManuallyDrop::new(region), ManuallyDrop::new(pd.clone()));
+        Ok(Self { raw, maker: Maker::this(), region, pd })
     }
 
     /// The key for this process's own work requests.
@@ -112,6 +128,9 @@ impl Mr {
 
     /// Called until it returns `Ok`, and never after that.
     fn deregister_once(&mut self) -> io::Result<()> {
+        if self.maker.is_other() {
+            return Ok(());
+        }
         // SAFETY: `raw` is live; on success it is never used again: both callers forget the object.
         let result = unsafe { sys::ibv_dereg_mr(self.raw.as_ptr()) };
         if result != 0 {
@@ -142,6 +161,7 @@ struct CompletionChannel {
 /// A completion queue, with a channel if asked for.
 pub(super) struct Cq {
     raw: NonNull<sys::ibv_cq>,
+    maker: Maker,
     channel: Option<CompletionChannel>,
     context: ManuallyDrop<Arc<DeviceContext>>,
 }
@@ -162,7 +182,7 @@ impl Cq {
         // SAFETY: device and channel live; vector 0 exists on every device.
         let raw = unsafe { sys::ibv_create_cq(device.as_ptr(), entries, ptr::null_mut(), channel_raw, 0) };
         let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { raw, channel, context: ManuallyDrop::new(context.clone()) })
+        Ok(Self { raw, maker: Maker::this(), channel, context: ManuallyDrop::new(context.clone()) })
     }
 
     /// For posting and polling code that goes by pointers; valid as long as `self`.
@@ -220,6 +240,10 @@ impl Cq {
 
 impl Drop for Cq {
     fn drop(&mut self) {
+        if self.maker.is_other() {
+            std::mem::forget(self.channel.take());
+            return;
+        }
         self.take_events();
         // SAFETY: `raw` is live and not used afterwards; no queue pair uses it any more (each owns an `Arc`
         // of it), and all events are acknowledged.
@@ -280,6 +304,7 @@ pub(super) struct QpCaps {
 /// A reliable connected queue pair. It has one unused receive entry, since some drivers refuse none.
 pub(super) struct Qp {
     raw: NonNull<sys::ibv_qp>,
+    maker: Maker,
     caps: QpCaps,
     cq: ManuallyDrop<Arc<Cq>>,
     pd: ManuallyDrop<Arc<ProtectionDomain>>,
@@ -314,7 +339,8 @@ impl Qp {
         let raw = unsafe { sys::ibv_create_qp(domain.as_ptr(), &raw mut init) };
         let raw = NonNull::new(raw).ok_or_else(io::Error::last_os_error)?;
         let caps = QpCaps { send_wrs: init.cap.max_send_wr, inline_bytes: init.cap.max_inline_data };
-        Ok(Self { raw, caps, cq: ManuallyDrop::new(cq.clone()), pd: ManuallyDrop::new(pd.clone()) })
+        let (cq, pd) = (ManuallyDrop::new(cq.clone()), ManuallyDrop::new(pd.clone()));
+        Ok(Self { raw, maker: Maker::this(), caps, cq, pd })
     }
 
     /// For posting code that goes by pointers; valid as long as `self`.
@@ -367,6 +393,9 @@ impl Qp {
 
     /// Called until it returns `Ok`, and never after that.
     fn destroy_once(&mut self) -> io::Result<()> {
+        if self.maker.is_other() {
+            return Ok(());
+        }
         // SAFETY: `raw` is live; on success it is never used again: both callers forget the object.
         let result = unsafe { sys::ibv_destroy_qp(self.raw.as_ptr()) };
         if result != 0 {
