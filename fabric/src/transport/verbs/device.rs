@@ -52,7 +52,7 @@ pub(super) struct Device {
     sources: Mutex<Vec<Weak<Mr>>>,
     /// Where the kernel shows it, as long as it has it.
     shown_at: Option<PathBuf>,
-    /// Counts the events that may change GIDs or LIDs.
+    /// Counts the events that may change GIDs, LIDs or partition keys.
     changes: AtomicU32,
     fault: OnceLock<String>,
 }
@@ -223,7 +223,7 @@ impl Device {
             .map_err(|error| error::device(&self.name, &format!("cannot register {bytes} bytes"), error))
     }
 
-    /// How many events have come that may change GIDs or LIDs.
+    /// How many events have come that may change GIDs, LIDs or partition keys.
     pub(super) fn changes(&self) -> u32 {
         self.changes.load(Ordering::Acquire)
     }
@@ -247,15 +247,18 @@ impl Device {
         Some(format!("RDMA device {name} port {number} has another address now; links are opened again"))
     }
 
-    /// Whether a port still has what was chosen.
+    /// Whether a port still has the GID, the LID and the partition keys that it had when it was chosen.
     fn still_has(&self, choice: &Choice) -> bool {
         let number = choice.port.number;
         let same_gid = self
             .context
             .query_gid(number, u32::from(choice.gid.index))
             .is_ok_and(|gid| gid.raw == choice.gid.gid);
-        let same_lid = self.context.query_port(number).is_ok_and(|port| port.attr.lid == choice.port.lid);
-        same_gid && same_lid
+        let same_port = self.context.query_port(number).is_ok_and(|port| {
+            let keys = partition_keys(&self.context, number, port.attr.pkey_tbl_len);
+            port.attr.lid == choice.port.lid && keys == choice.port.partition_keys
+        });
+        same_gid && same_port
     }
 
     /// Takes note of what the device has told since the last call.
