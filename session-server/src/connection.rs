@@ -1,27 +1,28 @@
 //! One peer, served by one thread: hello, then request and answer, in order, until either side ends it.
 
-use crate::daemon::Access;
 use crate::decide::{ConnectionId, Event};
+use crate::door::{Door, Incoming};
 use crate::execute::{Answer, Executor};
-use selvage_fabric::control::message::ToServer;
-use selvage_fabric::control::stream::{Closer, Peer, Stream};
+use selvage_fabric::control::message::{Role, ToServer};
+use selvage_fabric::control::stream::{Closer, Peer};
 use selvage_fabric::error::{ErrorKind, Result};
 use selvage_fabric::limits::{HELLO_WAIT, WAIT};
-use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a thread sleeps in a receive at most. A peer may be silent for ever; only its end matters.
 const RECEIVE_WAIT: Duration = Duration::from_secs(3600);
 
 /// Serves a peer until it ends. Bad peers are counted and cut off; nobody else notices.
-pub(crate) fn serve(executor: &Executor, access: &Access, connection: ConnectionId, socket: UnixStream) {
+pub(crate) fn serve(executor: &Executor, door: &Door, connection: ConnectionId, incoming: Incoming) {
     let (sender, answers) = mpsc::channel();
-    let served = Closer::new(&socket).and_then(|closer| {
+    let served = Closer::new(&incoming).and_then(|closer| {
         // From here on the connection can be cut from outside, in its hello, too.
-        executor.connect(connection, sender, closer, None);
-        converse(executor, access, connection, socket, &answers)
+        let local_ip = closer.local_ip();
+        executor.connect(connection, sender, closer, local_ip);
+        converse(executor, door, connection, incoming, &answers)
     });
+    door.porch.leave(connection);
     executor.disconnect(connection);
     executor.handle(Event::Closed { connection });
     if let Err(error) = served {
@@ -37,22 +38,29 @@ pub(crate) fn serve(executor: &Executor, access: &Access, connection: Connection
 
 fn converse(
     executor: &Executor,
-    access: &Access,
+    door: &Door,
     connection: ConnectionId,
-    socket: UnixStream,
+    incoming: Incoming,
     answers: &mpsc::Receiver<Answer>,
 ) -> Result<()> {
-    let mut stream = Stream::accepted(socket)?;
-    let Peer::User { uid, pid } = *stream.peer() else { return Ok(()) };
+    let begun = Instant::now();
+    let mut stream = door.access.open(incoming)?;
     let greeted = executor.incarnation();
     let (hello, protocol) = stream.server_hello(
-        &access.cluster,
+        &door.access.cluster,
         greeted,
-        |hello, _| access.check(&hello.role, uid),
-        HELLO_WAIT,
+        |hello, peer| door.access.check(&hello.role, peer),
+        HELLO_WAIT.saturating_sub(begun.elapsed()),
     )?;
-    tracing::debug!(connection = connection.0, pid, protocol, role = ?hello.role, "peer");
-    executor.handle(Event::Opened { connection, role: hello.role, pid, local: true, greeted });
+    door.porch.leave(connection);
+    // Of a process of another host only its node can say which it is; it is one among those of its node.
+    let (pid, local) = match (stream.peer(), &hello.role) {
+        (Peer::User { pid, .. }, _) => (*pid, true),
+        (Peer::Member(_), Role::Node { pid, .. }) => (*pid, false),
+        (Peer::Member(_), _) => (0, false),
+    };
+    tracing::debug!(connection = connection.0, pid, local, protocol, role = ?hello.role, "peer");
+    executor.handle(Event::Opened { connection, role: hello.role, pid, local, greeted });
     loop {
         let message: ToServer = match stream.recv(RECEIVE_WAIT) {
             Ok((message, _)) => message,

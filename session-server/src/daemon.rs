@@ -2,6 +2,7 @@
 
 use crate::connection::serve;
 use crate::decide::{ConnectionId, Event, Params};
+use crate::door::{Access, Door, Incoming, Porch};
 use crate::execute::Executor;
 use crate::leases::Leases;
 use crate::place::Place;
@@ -10,13 +11,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use selvage_fabric::archive::ArchiveLimits;
 use selvage_fabric::config::Config;
-use selvage_fabric::control::message::{Refusal, Role};
+use selvage_fabric::control::stream::Closer;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use selvage_fabric::ident::{Incarnation, SessionId};
 use selvage_fabric::lease::LeaseGeometry;
 use selvage_fabric::limits::{BLOCK_UNIT_BYTES, CHUNK_BYTES_MIN, CONNECTIONS_MAX};
-use std::collections::HashMap;
 use std::io::ErrorKind as IoErrorKind;
+use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,17 +30,10 @@ const TICK: Duration = Duration::from_millis(100);
 const STOP_WAIT: Duration = Duration::from_secs(2);
 /// Pause after a connection could not be taken, so that a full descriptor table does not make a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// How long the porch stays full at least, as far as the accepting thread knows.
+const FULL_PAUSE: Duration = Duration::from_millis(5);
 /// Stack of a connection's thread. Thousands may exist, and none goes deep.
 const STACK_BYTES: usize = 256 << 10;
-
-/// Who may do what, by user.
-pub(crate) struct Access {
-    /// The cluster's name.
-    pub(crate) cluster: String,
-    own_uid: u32,
-    operator_uids: Vec<u32>,
-    node_uids: HashMap<String, Vec<u32>>,
-}
 
 /// Runs the session server of this name until SIGTERM or SIGINT.
 ///
@@ -59,11 +53,14 @@ pub fn run(config: &Config, name: &str) -> Result<()> {
     let signals = signals()?;
     raise_descriptor_limit();
     let executor = Arc::new(executor(config, name)?);
-    let access = Arc::new(access(config));
+    let door = Arc::new(Door { access: Access::new(config, name)?, porch: Porch::default() });
     let place = Place::take(config, name)?;
     let incarnation = executor.incarnation();
-    tracing::info!(name, incarnation = incarnation.tag(), socket = %place.socket().display(), "serving");
-    let result = accept_until_signal(&place, &signals, &executor, &access);
+    let control = place.hosts().and_then(|listener| listener.local_addr().ok());
+    let control = control.map_or_else(String::new, |address| address.to_string());
+    let socket = place.socket().display();
+    tracing::info!(name, incarnation = incarnation.tag(), %socket, control, "serving");
+    let result = accept_until_signal(&place, &signals, &executor, &door);
     drop(place);
     tracing::info!(name, "stopped");
     result
@@ -78,42 +75,14 @@ pub fn exit_status(error: &Error) -> u8 {
     }
 }
 
-impl Access {
-    /// Whether a user may come in this role.
-    pub(crate) fn check(&self, role: &Role, uid: u32) -> Result<(), Refusal> {
-        match role {
-            Role::Director | Role::Operator => {
-                if uid == 0 || uid == self.own_uid || self.operator_uids.contains(&uid) {
-                    return Ok(());
-                }
-                Err(Refusal::Denied(format!(
-                    "user {uid} is no operator: run as user {} or add the user to cluster.operator_uids",
-                    self.own_uid
-                )))
-            }
-            Role::Node { name, .. } => {
-                let Some(uids) = self.node_uids.get(name) else {
-                    return Err(Refusal::Denied(format!("no node \"{name}\" is configured")));
-                };
-                if uids.contains(&uid) || (uids.is_empty() && uid == self.own_uid) {
-                    return Ok(());
-                }
-                Err(Refusal::Denied(format!(
-                    "user {uid} may not act for node \"{name}\": add the user to uids of that node"
-                )))
-            }
-        }
-    }
-}
-
 fn accept_until_signal(
     place: &Place,
     signals: &UnixStream,
     executor: &Arc<Executor>,
-    access: &Arc<Access>,
+    door: &Arc<Door>,
 ) -> Result<()> {
     let threads = Arc::new(AtomicUsize::new(0));
-    let mut connections = 0;
+    let mut accepting = Accepting { executor, door, threads: &threads, connections: 0 };
     let mut beat = 0;
     let mut tick_at = Instant::now();
     loop {
@@ -123,20 +92,32 @@ fn accept_until_signal(
             executor.tick(beat);
             tick_at = now + TICK;
         }
+        if door.porch.make_room(now) {
+            tracing::warn!("cut a peer off that was slow to say who it is, for others to be heard");
+            executor.handle(Event::BadPeer);
+        }
+        let hosts = place.hosts().filter(|_| door.porch.has_room());
         let wait = tick_at.saturating_duration_since(Instant::now());
+        // Nobody tells when there is room again.
+        let wait = if hosts.is_none() && place.hosts().is_some() { wait.min(FULL_PAUSE) } else { wait };
         let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
-        let mut ready = [PollFd::new(signals, PollFlags::IN), PollFd::new(place.listener(), PollFlags::IN)];
+        let mut ready =
+            vec![PollFd::new(signals, PollFlags::IN), PollFd::new(place.listener(), PollFlags::IN)];
+        ready.extend(hosts.map(|listener| PollFd::new(listener, PollFlags::IN)));
         match poll(&mut ready, Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(Error::os(Origin::Server, "cannot wait for peers", error)),
         }
-        let [signalled, incoming] = ready.map(|fd| !fd.revents().is_empty());
-        if signalled {
+        let is_ready = |at: usize| ready.get(at).is_some_and(|fd| !fd.revents().is_empty());
+        if is_ready(0) {
             break;
         }
-        if incoming {
-            connections += 1;
-            accept(place, executor, access, &threads, ConnectionId(connections));
+        if is_ready(1) {
+            accepting.take(place.listener().accept().map(|(socket, _)| (Incoming::Unix(socket), None)));
+        }
+        if let Some(listener) = hosts.filter(|_| is_ready(2)) {
+            let accepted = listener.accept();
+            accepting.take(accepted.map(|(socket, peer)| (Incoming::Host(socket), Some(peer.ip()))));
         }
     }
     executor.cut_all();
@@ -149,36 +130,52 @@ fn accept_until_signal(
     Ok(())
 }
 
-fn accept(
-    place: &Place,
-    executor: &Arc<Executor>,
-    access: &Arc<Access>,
-    threads: &Arc<AtomicUsize>,
-    connection: ConnectionId,
-) {
-    let socket = match place.listener().accept() {
-        Ok((socket, _)) => socket,
-        Err(error) if error.kind() == IoErrorKind::WouldBlock => return,
-        Err(error) => {
-            tracing::warn!("cannot accept a connection: {error}");
-            thread::sleep(ACCEPT_PAUSE);
+/// What every connection gets.
+struct Accepting<'a> {
+    executor: &'a Arc<Executor>,
+    door: &'a Arc<Door>,
+    threads: &'a Arc<AtomicUsize>,
+    connections: u64,
+}
+
+impl Accepting<'_> {
+    /// Gives an accepted connection a thread; one from another host begins on the porch.
+    fn take(&mut self, accepted: std::io::Result<(Incoming, Option<IpAddr>)>) {
+        let (incoming, host) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == IoErrorKind::WouldBlock => return,
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                thread::sleep(ACCEPT_PAUSE);
+                return;
+            }
+        };
+        if self.threads.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
+            tracing::warn!(limit = CONNECTIONS_MAX, "refused a connection over the limit");
+            self.executor.handle(Event::BadPeer);
             return;
         }
-    };
-    if threads.load(Ordering::Relaxed) >= CONNECTIONS_MAX {
-        tracing::warn!(limit = CONNECTIONS_MAX, "refused a connection over the limit");
-        executor.handle(Event::BadPeer);
-        return;
+        self.connections += 1;
+        let connection = ConnectionId(self.connections);
+        if let Err(error) = self.spawn(connection, incoming, host) {
+            self.door.porch.leave(connection);
+            tracing::warn!("cannot serve a connection: {error}");
+            thread::sleep(ACCEPT_PAUSE);
+        }
     }
-    let count = ThreadCount::new(threads);
-    let (executor, access) = (Arc::clone(executor), Arc::clone(access));
-    let spawned = thread::Builder::new().name("peer".into()).stack_size(STACK_BYTES).spawn(move || {
-        serve(&executor, &access, connection, socket);
-        drop(count);
-    });
-    if let Err(error) = spawned {
-        tracing::warn!("cannot serve a connection: {error}");
-        thread::sleep(ACCEPT_PAUSE);
+
+    fn spawn(&self, connection: ConnectionId, incoming: Incoming, host: Option<IpAddr>) -> Result<()> {
+        if let Some(host) = host {
+            self.door.porch.enter(connection, host, Closer::new(&incoming)?);
+        }
+        let count = ThreadCount::new(self.threads);
+        let (executor, door) = (Arc::clone(self.executor), Arc::clone(self.door));
+        let work = move || {
+            serve(&executor, &door, connection, incoming);
+            drop(count);
+        };
+        let spawned = thread::Builder::new().name("peer".into()).stack_size(STACK_BYTES).spawn(work);
+        spawned.map(drop).map_err(|error| Error::os(Origin::Server, "cannot make a thread", error))
     }
 }
 
@@ -221,15 +218,6 @@ fn executor(config: &Config, name: &str) -> Result<Executor> {
         ArchiveLimits { archive_bytes_max: config.session.archive_bytes_max, ..ArchiveLimits::default() };
     let leases = Leases::new(geometry, config.memory.huge_pages, limits, rdma::of_this_build(config));
     Ok(Executor::new(params, leases))
-}
-
-fn access(config: &Config) -> Access {
-    Access {
-        cluster: config.cluster.name.clone(),
-        own_uid: rustix::process::geteuid().as_raw(),
-        operator_uids: config.cluster.operator_uids.clone(),
-        node_uids: config.nodes.iter().map(|node| (node.name.clone(), node.uids.clone())).collect(),
-    }
 }
 
 /// A chunk holds the largest archive's block, whose size class is a quarter of a doubling at most above it.

@@ -5,13 +5,15 @@
 //!
 //! [`decide`] holds every decision and does no I/O. Around it: [`daemon`] starts, accepts and stops,
 //! `execute` carries out effects, `leases` are the memory and who may write to it, `rdma` the way in from
-//! other hosts, `connection` serves one peer, `place` holds the name on the host (lock and socket).
+//! other hosts, `door` says who gets in, `connection` serves one peer, `place` holds the name on the host
+//! (lock and sockets).
 
 #![forbid(unsafe_code)]
 
 mod connection;
 pub mod daemon;
 pub mod decide;
+mod door;
 mod execute;
 mod leases;
 mod place;

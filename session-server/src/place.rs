@@ -1,4 +1,5 @@
-//! A server's name on the host: its lock and its socket. Whoever holds the lock is the server of that name.
+//! A server's name on the host: its lock and its socket, and its address for other hosts. Whoever holds the
+//! lock is the server of that name.
 //!
 //! Invariant: lock file and socket are removed before the lock is let go, and a lock counts only while its
 //! file is the one that the path names, so two servers never hold one name, whatever order they start and
@@ -9,13 +10,18 @@ use selvage_fabric::config::Config;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::ErrorKind as IoErrorKind;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-/// The lock and the listening socket; both are removed when it is dropped.
+/// Connections of other hosts that the kernel keeps until they are accepted.
+const HOSTS_BACKLOG: i32 = 1024;
+
+/// The lock and the listening sockets; what is in the run folder is removed when it is dropped.
 pub(crate) struct Place {
     listener: UnixListener,
+    hosts: Option<TcpListener>,
     socket: PathBuf,
     lock: PathBuf,
     _held: File,
@@ -36,8 +42,12 @@ impl Place {
         let lock = run_dir.join(format!("server-{name}.lock"));
         let held = hold(&lock, name)?;
         let socket = config.server_socket(name);
+        // First, so that whoever finds the socket finds the address, too.
+        let control = config.server(name).and_then(|server| server.control);
+        let hosts = control.map(|address| listen_for_hosts(address, name)).transpose();
+        let hosts = hosts.inspect_err(|_| remove(&lock))?;
         let listener = listen(&socket).inspect_err(|_| remove(&lock))?;
-        Ok(Self { listener, socket, lock, _held: held })
+        Ok(Self { listener, hosts, socket, lock, _held: held })
     }
 
     /// The listening socket; accepting does not block.
@@ -45,7 +55,12 @@ impl Place {
         &self.listener
     }
 
-    /// Where it listens.
+    /// The listening socket for other hosts, if it is configured; accepting does not block.
+    pub(crate) fn hosts(&self) -> Option<&TcpListener> {
+        self.hosts.as_ref()
+    }
+
+    /// Where it listens on this host.
     pub(crate) fn socket(&self) -> &Path {
         &self.socket
     }
@@ -101,6 +116,24 @@ fn listen(socket: &Path) -> Result<UnixListener> {
         refused(socket, error)
     })?;
     Ok(listener)
+}
+
+fn listen_for_hosts(address: SocketAddr, name: &str) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        // Every process of every node may come at once, as after a restart.
+        rustix::net::listen(&listener, HOSTS_BACKLOG)?;
+        Ok(listener)
+    });
+    listener.map_err(|error| {
+        let (kind, why) = match error.kind() {
+            IoErrorKind::AddrInUse => (ErrorKind::Conflict, "another program uses this port"),
+            IoErrorKind::AddrNotAvailable => (ErrorKind::Os, "this host does not have this address"),
+            _ => (ErrorKind::Os, "the system refuses"),
+        };
+        let what = format!("cannot listen on {address} ({why}): see `control` of server \"{name}\"");
+        Error::new(kind, Origin::Server, what).with_source(error)
+    })
 }
 
 fn refused(path: &Path, error: std::io::Error) -> Error {

@@ -60,7 +60,8 @@ pub(crate) fn config(name: &str, dir: &Path) -> Config {
     let text = format!(
         "[cluster]\nname = \"{name}\"\nrun_dir = \"{dir}\"\ncookie_keys = [\"{:064}\"]\n[director]\n\
          [tls]\ndir = \"{dir}\"\n[[server]]\nname = \"s1\"\n[[server]]\nname = \"s2\"\n\
-         [[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n[[node]]\nname = \"n2\"\naddress = \"127.0.0.1:2\"\n",
+         [[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n\
+         [[node]]\nname = \"n2\"\naddress = \"127.0.0.1:2\"\n",
         1
     );
     Config::parse(Path::new("test.toml"), &text).unwrap()

@@ -183,6 +183,8 @@ pub fn failed(error: rustls::Error) -> Error {
             | Alert::CertificateUnknown
             | Alert::CertificateRequired
             | Alert::UnknownCA
+            // A signature by a key that the peer knows not, as of another cluster's CA of the same name.
+            | Alert::DecryptError
             | Alert::AccessDenied,
         ) => Some("the peer does not accept our certificate"),
         _ => None,

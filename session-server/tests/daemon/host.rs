@@ -2,6 +2,7 @@
 
 use selvage_fabric::archive::{ArchiveLimits, Builder, Head, ValueRef};
 use selvage_fabric::config::Config;
+use selvage_fabric::control::ca;
 use selvage_fabric::control::message::{
     ClaimAnswer, FetchedArchive, FromServer, Role, SealedCopy, ServerReport, ToServer,
 };
@@ -11,6 +12,7 @@ use selvage_fabric::lease::{ArchiveChecksum, BlockOffset, Cell, CellState, Seque
 use selvage_fabric::transport::shm::{self, ShmLink};
 use selvage_fabric::transport::{Link, Outcome, Posted, Push};
 use selvage_fabric::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -31,12 +33,32 @@ pub struct Daemon(Option<Child>);
 impl Host {
     /// Servers s1 and s2, nodes n1, n2 and n3 of this user, n4 of user 12345; `more` goes below `[memory]`.
     pub fn new(more: &str) -> Self {
+        Self::with(more, None)
+    }
+
+    /// As `new`, with certificates for all members; s1 listens for other hosts at `control`.
+    pub fn with_hosts(more: &str, control: SocketAddr) -> Self {
+        let host = Self::with(more, Some(control));
+        ca::make(&host.tls_dir(), &host.config, 30, false).unwrap();
+        host
+    }
+
+    fn with(more: &str, control: Option<SocketAddr>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let run_dir = dir.path().join("run");
         std::fs::create_dir(&run_dir).unwrap();
+        let (tls, control) = match control {
+            Some(address) => (
+                format!("[tls]\ndir = \"{}\"\n", dir.path().join("tls").display()),
+                format!("control = \"{address}\"\n"),
+            ),
+            None => Default::default(),
+        };
         let mut text = format!(
             "[cluster]\nname = \"test\"\nrun_dir = \"{}\"\ncookie_keys = [\"{:064}\"]\n[director]\n\
-             [memory]\nhuge_pages = false\n{more}\n[[server]]\nname = \"s1\"\n[[server]]\nname = \"s2\"\n",
+             {tls}\
+             [memory]\nhuge_pages = false\n{more}\n[[server]]\nname = \"s1\"\n{control}\
+             [[server]]\nname = \"s2\"\n",
             run_dir.display(),
             1
         );
@@ -48,6 +70,11 @@ impl Host {
         std::fs::write(&path, &text).unwrap();
         let config = Config::parse(&path, &text).unwrap();
         Self { dir, config }
+    }
+
+    /// Where the certificates are.
+    pub fn tls_dir(&self) -> PathBuf {
+        self.dir.path().join("tls")
     }
 
     pub fn command(&self, name: &str) -> Command {

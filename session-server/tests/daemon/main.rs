@@ -2,4 +2,5 @@
 
 mod door;
 mod host;
+mod hosts;
 mod life;
