@@ -28,7 +28,7 @@ pub const TICKS_PER_HEARTBEAT: u32 = 5;
 pub const TICK_MIN: Duration = Duration::from_millis(1);
 /// Heartbeats to one server that may wait for their answers. More than one, so that a lost packet is followed
 /// by others, by which TCP notices the loss within a heartbeat instead of a retransmission timeout.
-pub const BEATS_OPEN_MAX: u32 = 4;
+pub const BEATS_OPEN_MAX: u32 = 8;
 /// Events that are handled before the deadlines are looked at again.
 pub const EVENTS_PER_TURN: usize = 1024;
 /// Messages that may wait for one peer; more means that it does not read, and it is cut off.

@@ -495,3 +495,34 @@ fn the_status_shows_devices_and_links() {
     drop(director);
     server.join().unwrap();
 }
+
+#[test]
+fn a_flood_of_handshakes_kills_nobody() {
+    let site = Site::with_hosts();
+    let director = site.start();
+    let mut good = steward(&site, "n1");
+    let life = register(&mut good);
+    let beating = Beating::start(good);
+    let until_then = Instant::now() + 5 * SILENCE;
+    let flood: Vec<JoinHandle<u32>> = (0..4)
+        .map(|_| {
+            let (address, keys) = (site.control.unwrap(), site.keys(node("n2")));
+            std::thread::spawn(move || {
+                let mut handshakes = 0;
+                while Instant::now() < until_then {
+                    // It may be crowded out by the others.
+                    handshakes +=
+                        u32::from(Stream::connect_host(address, &keys, &Member::Director, WAIT).is_ok());
+                }
+                handshakes
+            })
+        })
+        .collect();
+    let handshakes: u32 = flood.into_iter().map(|thread| thread.join().unwrap()).sum();
+    assert!(handshakes > 20, "{handshakes}");
+    assert_eq!(site.view()["nodes"][0]["incarnation"], life.0);
+    let longest = beating.end();
+    println!("{handshakes} handshakes; longest wait for a mandate {longest:?}");
+    assert!(longest < SILENCE, "{longest:?}");
+    drop(director);
+}
