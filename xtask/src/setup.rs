@@ -62,6 +62,7 @@ pub const RDMA: &[Need] = &[
     need("rdma", "iproute2", "to make soft-RoCE devices"),
     need("tc", "iproute2", "to lose and delay packets"),
     need("setpriv", "util-linux", "to end guests with their starter"),
+    need("xz", "xz-utils", "to unpack the kernel"),
     need("strip", "binutils", "to make programs small enough for guests"),
     need("/etc/libibverbs.d/rxe.driver", "ibverbs-providers", "the driver of soft-RoCE"),
     need("ib_write_lat", "perftest", "to measure beside"),

@@ -2,8 +2,10 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 /// Names another kernel: a package of the host's package sources, or a `.deb` file.
 pub const KERNEL_VARIABLE: &str = "SELVAGE_GUEST_KERNEL";
@@ -25,6 +27,12 @@ const MODULES: &[&str] = &[
 ];
 /// Folders of modules that no guest needs, and which are most of the package.
 const HEAVY: &[&str] = &["sound", "drivers/gpu", "drivers/media", "drivers/usb", "drivers/scsi"];
+
+/// The kernel without the compression that it is delivered in: undoing that would take an emulated processor
+/// as long as all the rest of the boot.
+const UNPACKED: &str = "boot/vmlinux";
+/// How the compressed kernel begins, inside of its file.
+const XZ_MAGIC: &[u8] = b"\xfd7zXZ\0";
 
 /// An unpacked kernel.
 #[derive(Debug, Clone)]
@@ -76,8 +84,9 @@ impl Kernel {
             let path = entry?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if let Some(release) = name.strip_prefix("vmlinuz-") {
-                let release = release.to_owned();
-                return Ok(Self { image: path, release, root: root.to_owned() });
+                let (release, unpacked) = (release.to_owned(), root.join(UNPACKED));
+                let image = if unpacked.exists() { unpacked } else { path };
+                return Ok(Self { image, release, root: root.to_owned() });
             }
         }
         bail!("no kernel in {}", root.display())
@@ -143,7 +152,28 @@ fn fetch(package: &str, scratch: &Path) -> Result<()> {
         let _ =
             fs::remove_dir_all(root.join("lib/modules").join(&kernel.release).join("kernel").join(folder));
     }
+    decompress(&kernel.image, &root.join(UNPACKED))?;
     run(Command::new(program("depmod")?).arg("-b").arg(&root).arg(&kernel.release))
+}
+
+/// Writes the kernel inside of a bootable file. One that is packed in another way is booted as it is.
+fn decompress(packed: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(packed)?;
+    let Some(at) = bytes.windows(XZ_MAGIC.len()).position(|window| window == XZ_MAGIC) else {
+        return Ok(());
+    };
+    let mut xz = Command::new("xz");
+    xz.args(["--decompress", "--stdout", "--single-stream", "--quiet", "--quiet"]).stdin(Stdio::piped());
+    let mut child = xz.stdout(Stdio::piped()).spawn().context("cannot start xz")?;
+    let mut input = child.stdin.take().context("no pipe")?;
+    // What follows the kernel in the file is not for xz, which breaks off there.
+    let feeder = thread::spawn(move || drop(input.write_all(&bytes[at..])));
+    let mut kernel = Vec::new();
+    child.stdout.take().context("no pipe")?.read_to_end(&mut kernel)?;
+    child.wait()?;
+    let _ = feeder.join();
+    ensure!(kernel.starts_with(b"\x7fELF"), "{} has no kernel inside", packed.display());
+    Ok(fs::write(to, kernel)?)
 }
 
 fn download(package: &str, scratch: &Path) -> Result<PathBuf> {

@@ -126,7 +126,9 @@ impl Machine<'_> {
             Accelerator::Kvm => ("kvm", "host"),
             Accelerator::Tcg => ("tcg,thread=multi", "max,-erms,-fsrm"),
         };
-        let mut append = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable rdinit=/init".to_owned();
+        // A slow host must not look like a broken clock or interrupt.
+        let clocks = "tsc=reliable no_timer_check";
+        let mut append = format!("console=ttyS0 quiet panic=-1 mitigations=off {clocks} rdinit=/init");
         if let Some(host) = self.host {
             append.push_str(&format!(" selvage.guest={host}"));
         }
