@@ -80,6 +80,15 @@ pub const RDMA_RETRY_COUNT: u8 = 6;
 /// Default pushes of one process that can be under way at one server.
 pub const RDMA_QUEUE_DEPTH: u32 = 128;
 
+/// How long a push may wait for a place in a full send queue before the link refuses it.
+pub const RDMA_FULL_WAIT: Duration = Duration::from_millis(1);
+/// Bytes of one read of a bulk fetch.
+pub const RDMA_BULK_BYTES: usize = 256 << 10;
+/// Reads of a bulk fetch that are under way at once on one link.
+pub const RDMA_BULK_READS: u32 = 8;
+/// Time without any answer after which a bulk fetch is given up.
+pub const RDMA_BULK_WAIT: Duration = Duration::from_secs(5);
+
 /// Default most sessions of a node.
 pub const SESSIONS_DEFAULT: u32 = 65_536;
 /// Default heap of a node's cache, bytes.

@@ -7,6 +7,8 @@ use crate::ident::Incarnation;
 use crate::limits::NAME_BYTES_MAX;
 use std::mem::{offset_of, size_of};
 
+/// Offset of the server's incarnation.
+pub const SERVER_INCARNATION_OFFSET: u64 = offset_of!(HeaderPage, server_incarnation) as u64;
 /// Offset of the seal word.
 pub const SEAL_OFFSET: u64 = offset_of!(HeaderPage, seal) as u64;
 /// Offset of the server's heartbeat word.

@@ -18,6 +18,7 @@ mod tests;
 pub use cell::{ArchiveChecksum, CELL_BYTES, Cell, CellFault, CellState};
 pub use header::{
     LeaseHeader, NODE_BEAT_OFFSET, NODE_SESSIONS_OFFSET, SEAL_OFFSET, SEALED, SERVER_BEAT_OFFSET,
+    SERVER_INCARNATION_OFFSET,
 };
 pub use index::{LeaseIndex, SealedIndex, SessionCopy};
 pub use layout::{

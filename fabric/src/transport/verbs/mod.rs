@@ -20,6 +20,8 @@
 #[cfg(not(feature = "verbs"))]
 mod absent;
 #[cfg(feature = "verbs")]
+mod bulk;
+#[cfg(feature = "verbs")]
 mod channel;
 #[cfg(feature = "verbs")]
 mod choose;
@@ -30,13 +32,23 @@ mod device;
 #[cfg(feature = "verbs")]
 mod endpoint;
 #[cfg(feature = "verbs")]
+mod engine;
+#[cfg(feature = "verbs")]
 mod error;
 #[cfg(feature = "verbs")]
+mod fault;
+#[cfg(feature = "verbs")]
+mod flight;
+#[cfg(feature = "verbs")]
 mod objects;
+#[cfg(feature = "verbs")]
+mod requests;
 #[cfg(feature = "verbs")]
 mod server;
 #[cfg(feature = "verbs")]
 mod setup;
+#[cfg(feature = "verbs")]
+mod sleep;
 
 #[cfg(not(feature = "verbs"))]
 pub use absent::{Door, Opening, Verbs, VerbsLink};
@@ -50,3 +62,33 @@ pub struct PeerId(pub u64);
 /// Work requests of a link beyond its pushes: beats and bulk reads.
 #[cfg(feature = "verbs")]
 const EXTRA_WRS: u32 = 32;
+/// Work requests of a push: archive and cell.
+#[cfg(feature = "verbs")]
+const WRS_PER_PUSH: u32 = 2;
+#[cfg(feature = "verbs")]
+const _: () = assert!(crate::limits::RDMA_BULK_READS + 2 <= EXTRA_WRS, "a beat is two requests");
+
+/// The seam below the push engine, for programs that measure the engine alone, and bare verbs.
+#[cfg(feature = "verbs")]
+#[doc(hidden)]
+pub mod measured {
+    pub use super::Bare;
+    pub use super::engine::{Engine, Lease, Source};
+    pub use super::requests::{Completions, Wire};
+    pub use rdma_mummy_sys as sys;
+}
+
+/// What posting on a link's own queue pair needs.
+#[cfg(feature = "verbs")]
+#[doc(hidden)]
+#[derive(Clone, Copy)]
+pub struct Bare {
+    /// The queue pair.
+    pub qp: *mut rdma_mummy_sys::ibv_qp,
+    /// Its completion queue.
+    pub cq: *mut rdma_mummy_sys::ibv_cq,
+    /// Key of the memory that archives are sent from.
+    pub local_key: u32,
+    /// The lease.
+    pub memory: crate::control::message::RemoteMemory,
+}

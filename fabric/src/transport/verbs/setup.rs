@@ -82,7 +82,7 @@ impl Opening {
         let Self { qp, cq, source, device, local, changes, .. } = self;
         let path = Path { mtu: local.mtu(answer), choice: local.choice, changes };
         let lease = RemoteLease { memory, geometry, server };
-        Ok(VerbsLink::new(Channel { qp, cq, source, lease, path, device }))
+        VerbsLink::new(Channel { qp, cq, source, lease, path, device })
     }
 }
 
