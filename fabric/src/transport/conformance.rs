@@ -1,6 +1,6 @@
 //! What every transport must do, as a suite that runs against any of them: [`run`] a [`Factory`].
 
-use super::{ChecksumKind, FailKind, Link, Outcome, Posted, Push, ServerEnd};
+use super::{ChecksumKind, FailKind, Link, Outcome, Posted, Push, PushId, ServerEnd};
 use crate::archive::{ArchiveLimits, Builder, Head, ValueRef, validate};
 use crate::error::ErrorKind;
 use crate::ident::{Incarnation, SessionId, Version};
@@ -16,12 +16,18 @@ use std::time::{Duration, Instant};
 const PUSH_WAIT: Duration = Duration::from_secs(10);
 
 /// Opens fresh leases of one transport.
-pub trait Factory {
+pub trait Factory: Sync {
     /// A lease and a link to it.
     ///
     /// # Errors
     /// Why it cannot; the suite fails.
     fn open(&self, header: &LeaseHeader) -> crate::error::Result<(Arc<dyn ServerEnd>, Box<dyn Link>)>;
+
+    /// Puts an archive where the links of this factory send from, which for most is anywhere. It stays until
+    /// its push has ended.
+    fn place<'a>(&'a self, archive: &'a [u8]) -> &'a [u8] {
+        archive
+    }
 }
 
 type Check = std::result::Result<(), String>;
@@ -41,6 +47,9 @@ const CASES: &[(&str, Case)] = &[
     ("a sealed lease acks nothing", a_sealed_lease_acks_nothing),
     ("acked before the seal is in the scan", acked_before_the_seal_is_in_the_scan),
     ("threads push to different slots", threads_push_to_different_slots),
+    ("many pushes are under way at once", many_pushes_are_under_way),
+    ("a push that was given up bothers nobody", a_push_given_up_bothers_nobody),
+    ("strange numbers name no push", strange_numbers_name_no_push),
     ("leases are apart", leases_are_apart),
     ("heartbeats pass", heartbeats_pass),
     ("reading needs the seal", reading_needs_the_seal),
@@ -58,7 +67,8 @@ pub fn run(factory: &dyn Factory) -> std::result::Result<usize, String> {
 }
 
 /// A lease under test.
-struct Rig {
+struct Rig<'f> {
+    factory: &'f dyn Factory,
     server: Arc<dyn ServerEnd>,
     link: Box<dyn Link>,
 }
@@ -72,8 +82,8 @@ struct Session {
     bytes: usize,
 }
 
-impl Rig {
-    fn open(factory: &dyn Factory) -> std::result::Result<Self, String> {
+impl<'f> Rig<'f> {
+    fn open(factory: &'f dyn Factory) -> std::result::Result<Self, String> {
         let header = LeaseHeader {
             geometry: LeaseGeometry { slot_count: 32, heap_bytes: 4 << 20, chunk_bytes: 1 << 20 },
             node: "n1".to_owned(),
@@ -83,7 +93,7 @@ impl Rig {
         let (server, link) = factory.open(&header).map_err(text)?;
         expect(link.geometry() == header.geometry, "the link has the lease's geometry")?;
         expect(link.server_incarnation() == header.server_incarnation, "the link knows its server")?;
-        Ok(Self { server, link })
+        Ok(Self { factory, server, link })
     }
 
     fn push_live(
@@ -120,19 +130,44 @@ impl Rig {
         cell: &Cell,
         block: Option<(BlockOffset, &[u8])>,
     ) -> std::result::Result<Outcome, String> {
+        match self.post(slot, cell, block) {
+            Posted::Done(outcome) => Ok(outcome),
+            Posted::Pending(id) => self.end_of(id),
+        }
+    }
+
+    fn post(&self, slot: u32, cell: &Cell, block: Option<(BlockOffset, &[u8])>) -> Posted {
         let bytes = cell.encode();
-        let push = Push { slot: SlotIndex(slot), sequence: cell.sequence, cell: &bytes, block };
-        let id = match self.link.post(&push) {
-            Posted::Done(outcome) => return Ok(outcome),
-            Posted::Pending(id) => id,
-        };
+        let block = block.map(|(block, archive)| (block, self.factory.place(archive)));
+        self.link.post(&Push { slot: SlotIndex(slot), sequence: cell.sequence, cell: &bytes, block })
+    }
+
+    /// Polls, and sleeps now and then.
+    fn end_of(&self, id: PushId) -> std::result::Result<Outcome, String> {
         let begin = Instant::now();
-        loop {
+        for look in 1_u32.. {
             if let Some(outcome) = self.link.poll(id) {
                 return Ok(outcome);
             }
             expect(begin.elapsed() < PUSH_WAIT, "a push ends in time")?;
+            if look.is_multiple_of(1000) {
+                self.link.wait(id, Duration::from_millis(100));
+            }
         }
+        Err("a push never ended".to_owned())
+    }
+
+    /// What a push into a sealed lease may end with: a link that is told so says it, one whose memory was
+    /// taken away knows only that.
+    fn expect_refused(&self, outcome: Outcome) -> Check {
+        let refused = match outcome {
+            Outcome::Sealed => true,
+            Outcome::Failed(FailKind::Revoked | FailKind::NotPosted) => self.link.is_broken(),
+            // The lease's end may reach the card before the reason does.
+            Outcome::Failed(FailKind::Disconnected) => self.link.sends_in_place() && self.link.is_broken(),
+            _ => false,
+        };
+        expect(refused, &format!("a late push is refused, and did not end with {outcome:?}"))
     }
 
     /// Seals and indexes.
@@ -288,9 +323,11 @@ fn a_sealed_lease_acks_nothing(factory: &dyn Factory) -> Check {
     expect_acked(rig.push_live(0, 1, 0, ONE)?)?;
     expect(!rig.link.is_sealed(), "the lease is not sealed at first")?;
     let index = rig.sealed()?;
-    expect(rig.link.is_sealed(), "the node sees the seal")?;
-    let late = rig.push_live(1, 1, 8, Session { id: 2, ..ONE })?;
-    expect(late == Outcome::Sealed, &format!("a late push ends with Sealed, not {late:?}"))?;
+    for slot in 1..4 {
+        let late = rig.push_live(slot, 1, 8 * slot, Session { id: 2, ..ONE })?;
+        rig.expect_refused(late)?;
+        expect(rig.link.is_sealed() || rig.link.is_broken(), "the node knows that the lease is over")?;
+    }
     rig.expect_archive(&index, ONE, 1)
 }
 
@@ -306,8 +343,7 @@ fn acked_before_the_seal_is_in_the_scan(factory: &dyn Factory) -> Check {
                     let session = Session { counter, bytes: 100, ..ONE };
                     match rig.push_live(0, counter as u32, (counter as u32 % 3) * 8, session)? {
                         Outcome::Acked => acked.store(counter, Ordering::Release),
-                        Outcome::Sealed => return Ok(()),
-                        other => return Err(format!("a push ended with {other:?}")),
+                        other => return rig.expect_refused(other),
                     }
                 }
                 Ok(())
@@ -356,6 +392,92 @@ fn threads_push_to_different_slots(factory: &dyn Factory) -> Check {
     Ok(())
 }
 
+/// More than any queue holds, posted by several threads before they ask for any: each is acked, or was not
+/// taken and is posted again.
+fn many_pushes_are_under_way(factory: &dyn Factory) -> Check {
+    const ROUNDS: u32 = 40;
+    let rig = Rig::open(factory)?;
+    let pusher = |thread: u32| -> Check {
+        for round in 1..=ROUNDS {
+            let mut open = Vec::new();
+            for slot in thread * 8..thread * 8 + 8 {
+                let session = Session { id: slot as u8 + 1, counter: u64::from(round), bytes: 300 };
+                let block = (slot * 2 + (round & 1)) * 4;
+                let archive = archive(session)?;
+                let cell = rig.live(round, block, session, &archive);
+                let begin = Instant::now();
+                loop {
+                    match rig.post(slot, &cell, Some((BlockOffset(block), &archive))) {
+                        Posted::Done(Outcome::Acked) => break,
+                        Posted::Pending(id) => {
+                            open.push(id);
+                            break;
+                        }
+                        Posted::Done(Outcome::Failed(FailKind::NotPosted)) => {
+                            expect(!rig.link.is_broken(), "a full queue breaks nothing")?;
+                            // Those of this thread may be what fills it.
+                            for id in open.drain(..) {
+                                expect_acked(rig.end_of(id)?)?;
+                            }
+                        }
+                        Posted::Done(other) => return Err(format!("a push ended with {other:?}")),
+                    }
+                    expect(begin.elapsed() < PUSH_WAIT, "there is room in time")?;
+                }
+            }
+            for id in open.into_iter().rev() {
+                expect_acked(rig.end_of(id)?)?;
+                expect(rig.link.poll(id).is_none(), "an end is told once")?;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let pushers: Vec<_> = (0..4).map(|thread| scope.spawn(move || pusher(thread))).collect();
+        pushers
+            .into_iter()
+            .try_for_each(|pusher| pusher.join().map_err(|_| "a pusher panicked".to_owned())?)
+    })?;
+    let index = rig.sealed()?;
+    for slot in 0..32 {
+        let counter = u64::from(ROUNDS);
+        rig.expect_archive(&index, Session { id: slot + 1, counter, bytes: 300 }, counter)?;
+    }
+    Ok(())
+}
+
+fn a_push_given_up_bothers_nobody(factory: &dyn Factory) -> Check {
+    let rig = Rig::open(factory)?;
+    // More than a link can hold, so that entries must come back.
+    for round in 0..500_u32 {
+        let session = Session { id: 1, counter: u64::from(round) + 1, bytes: 100 };
+        let archive = archive(session)?;
+        let cell = rig.live(round + 1, (round % 64) * 4, session, &archive);
+        let posted = rig.post(0, &cell, Some((BlockOffset((round % 64) * 4), &archive)));
+        if let Posted::Pending(id) = posted {
+            rig.link.forget(id);
+            expect(rig.link.poll(id).is_none(), "nobody asks any more")?;
+        }
+    }
+    let begin = Instant::now();
+    let last = Session { id: 2, ..ONE };
+    while rig.push_live(1, 1, 4096, last)? != Outcome::Acked {
+        expect(begin.elapsed() < PUSH_WAIT, "the link takes pushes again")?;
+    }
+    let index = rig.sealed()?;
+    rig.expect_archive(&index, last, 1)
+}
+
+fn strange_numbers_name_no_push(factory: &dyn Factory) -> Check {
+    let rig = Rig::open(factory)?;
+    for id in [0, 1, 1 << 31, 1 << 32, u64::MAX] {
+        expect(rig.link.poll(PushId(id)).is_none(), "a number that was never given has no end")?;
+        rig.link.forget(PushId(id));
+        rig.link.wait(PushId(id), Duration::from_millis(1));
+    }
+    expect_acked(rig.push_live(0, 1, 0, ONE)?)
+}
+
 fn leases_are_apart(factory: &dyn Factory) -> Check {
     let (one, two) = (Rig::open(factory)?, Rig::open(factory)?);
     expect_acked(one.push_live(0, 1, 0, ONE)?)?;
@@ -369,14 +491,24 @@ fn leases_are_apart(factory: &dyn Factory) -> Check {
 
 fn heartbeats_pass(factory: &dyn Factory) -> Check {
     let rig = Rig::open(factory)?;
-    rig.link.beat(5, 77);
     rig.server.beat(6);
-    let begin = Instant::now();
-    let arrived = || (rig.server.node_beat(), rig.server.node_sessions(), rig.link.peer_beat()) == (5, 77, 6);
-    while !arrived() {
-        expect(begin.elapsed() < PUSH_WAIT, "heartbeats arrive")?;
+    for beat in 5..9 {
+        rig.link.beat(beat, 77);
+        let begin = Instant::now();
+        let arrived = || {
+            let node = (rig.server.node_beat(), rig.server.node_sessions());
+            node == (beat, 77) && rig.link.peer_beat() == beat + 1
+        };
+        while !arrived() {
+            expect(begin.elapsed() < PUSH_WAIT, "heartbeats arrive")?;
+            // Nobody waits for a beat, so the link may leave out one that comes too early, and what is read
+            // with one is what stood there then.
+            std::thread::sleep(Duration::from_millis(1));
+            rig.link.beat(beat, 77);
+        }
+        rig.server.beat(beat + 2);
     }
-    Ok(())
+    expect(!rig.link.is_sealed() && !rig.link.is_broken(), "a beat changes nothing else")
 }
 
 fn reading_needs_the_seal(factory: &dyn Factory) -> Check {

@@ -65,7 +65,7 @@ fn a_sealed_door_lets_nobody_in() {
 #[test]
 fn what_cannot_be_is_refused_and_changes_nothing() {
     let ends = Ends::new();
-    let opening = Opening::begin(&ends.node, &ends.segment, None).unwrap();
+    let opening = Opening::begin(&ends.node, &ends.segment.region, None).unwrap();
     let offer = opening.offer();
     for (wrong, kind, words) in [
         (Endpoint { qp_number: 1 << 24, ..offer }, ErrorKind::Corrupt, "24 bits"),
@@ -90,7 +90,7 @@ fn what_cannot_be_is_refused_and_changes_nothing() {
 #[test]
 fn ends_of_different_mtu_use_the_smaller_one() {
     let ends = Ends::new();
-    let opening = Opening::begin(&ends.node, &ends.segment, None).unwrap();
+    let opening = Opening::begin(&ends.node, &ends.segment.region, None).unwrap();
     let offer = Endpoint { mtu: 3, ..opening.offer() };
     let (endpoint, memory) = ends.door.connect(PeerId(1), &offer).unwrap();
     assert!(ends.door.detail().contains("path MTU 1024"), "{}", ends.door.detail());
@@ -116,13 +116,13 @@ fn staging_is_bounded_and_needs_a_link() {
 #[test]
 fn a_door_outlives_its_lease_and_its_device_handle() {
     let Ends { node, server, lease, door, segment } = Ends::new();
-    let link = connect(&node, &segment, &door, &lease, PeerId(1)).unwrap();
+    let link = connect(&node, &segment.region, &door, &lease, PeerId(1)).unwrap();
     // The card may write until the door is sealed, so the memory stays.
     drop((lease, server, segment, node));
     door.seal().unwrap();
     drop(link);
     let fresh = Verbs::new(&over(SERVER_DEVICE));
-    Door::open(&fresh, &lease_of("n2"), None, ARCHIVE_BYTES_MAX).unwrap();
+    Door::open(&fresh, &lease_of("n2", 4 << 20), None, ARCHIVE_BYTES_MAX).unwrap();
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn child_with_little_locked_memory() {
     // SAFETY: changes who this process is, and no memory. Refused to others than the superuser, who need it.
     let _ = unsafe { libc::setuid(65_534) };
     let verbs = Verbs::new(&over(SERVER_DEVICE));
-    let error = Door::open(&verbs, &lease_of("n1"), None, ARCHIVE_BYTES_MAX).map(|_| ()).unwrap_err();
+    let error = Door::open(&verbs, &lease_of("n1", 4 << 20), None, ARCHIVE_BYTES_MAX).map(|_| ()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);
     println!("said: {error}");
 }

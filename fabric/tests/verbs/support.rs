@@ -1,5 +1,6 @@
 //! The two ends: a node on `rxe0`, a server on `rxe1`.
 
+use super::segment::Segment;
 use selvage_fabric::config::Rdma;
 use selvage_fabric::error::Result;
 use selvage_fabric::ident::Incarnation;
@@ -25,20 +26,15 @@ pub fn over(device: &str) -> Rdma {
     Rdma { device: Some(device.to_owned()), ..Rdma::default() }
 }
 
-/// A lease of 64 slots and 4 MiB.
-pub fn lease_of(node: &str) -> ServerLease {
+/// A lease of 64 slots.
+pub fn lease_of(node: &str, heap_bytes: u64) -> ServerLease {
     let header = LeaseHeader {
-        geometry: LeaseGeometry { slot_count: 64, heap_bytes: 4 << 20, chunk_bytes: 1 << 20 },
+        geometry: LeaseGeometry { slot_count: 64, heap_bytes, chunk_bytes: 1 << 20 },
         node: node.to_owned(),
         node_incarnation: NODE,
         server_incarnation: SERVER,
     };
     create(&header, false).unwrap()
-}
-
-/// Memory to send from: as good as a cache segment.
-pub fn segment() -> Arc<dyn Region> {
-    lease_of("segment").region()
 }
 
 /// A server with one lease, and a node's hold on RDMA.
@@ -47,20 +43,20 @@ pub struct Ends {
     pub server: Verbs,
     pub lease: ServerLease,
     pub door: Door,
-    pub segment: Arc<dyn Region>,
+    pub segment: Arc<Segment>,
 }
 
 impl Ends {
     pub fn new() -> Self {
         let (node, server) = (Verbs::new(&over(NODE_DEVICE)), Verbs::new(&over(SERVER_DEVICE)));
-        let lease = lease_of("n1");
+        let lease = lease_of("n1", 4 << 20);
         let door = Door::open(&server, &lease, None, ARCHIVE_BYTES_MAX).unwrap();
-        Self { node, server, lease, door, segment: segment() }
+        Self { node, server, lease, door, segment: Arc::new(Segment::new()) }
     }
 
     /// A process's link.
     pub fn link(&self, peer: u64) -> Result<VerbsLink> {
-        connect(&self.node, &self.segment, &self.door, &self.lease, PeerId(peer))
+        connect(&self.node, &self.segment.region, &self.door, &self.lease, PeerId(peer))
     }
 }
 

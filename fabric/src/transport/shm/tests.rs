@@ -225,5 +225,5 @@ impl crate::transport::conformance::Factory for ShmFactory {
 #[test]
 fn shared_memory_conforms() {
     let ran = crate::transport::conformance::run(&ShmFactory).unwrap_or_else(|why| panic!("{why}"));
-    assert!(ran >= 14, "{ran}");
+    assert!(ran >= 17, "{ran}");
 }

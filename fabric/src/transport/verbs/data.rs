@@ -54,6 +54,11 @@ impl VerbsLink {
         Ok(Self { engine, _page: page, bulk: Mutex::new(None) })
     }
 
+    /// Device, port, GID and path MTU; for people.
+    pub fn path(&self) -> String {
+        self.engine.wire.channel.detail()
+    }
+
     /// Reads all of a piece of the server's memory that it has told over control, with large one-sided reads.
     ///
     /// # Errors
