@@ -178,7 +178,8 @@ fn child_with_little_locked_memory() {
     // SAFETY: changes who this process is, and no memory. Refused to others than the superuser, who need it.
     let _ = unsafe { libc::setuid(65_534) };
     let verbs = Verbs::new(&over(SERVER_DEVICE));
-    let error = Door::open(&verbs, &lease_of("n1", 4 << 20), None, ARCHIVE_BYTES_MAX).map(|_| ()).unwrap_err();
+    let error =
+        Door::open(&verbs, &lease_of("n1", 4 << 20), None, ARCHIVE_BYTES_MAX).map(|_| ()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);
     println!("said: {error}");
 }

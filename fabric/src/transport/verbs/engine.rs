@@ -1,8 +1,8 @@
 //! The push engine: what a link does with each push, beat and read, over any [`Wire`].
 //!
-//! No allocation and no lock of ours: a push takes an entry of the table, builds its requests on the stack and
-//! posts them; whoever asks for a push fetches completions for everybody and then looks at its own entry.
-//! Invariants 11 to 16 of ARCHITECTURE.md are kept here.
+//! No allocation and no lock of ours: a push takes an entry of the table, builds its requests on the stack
+//! and posts them; whoever asks for a push fetches completions for everybody and then looks at its own entry.
+//! Invariants 12 to 17 of ARCHITECTURE.md are kept here.
 
 use super::fault::{Cause, Fault};
 use super::flight::{End, Flight, Ticket};
@@ -278,8 +278,8 @@ impl<W: Wire> Engine<W> {
         inside.then_some(((bytes > 0).then_some((from, to)), cell))
     }
 
-    /// A place in the lease. The geometry's offsets are inside the memory that was told (checked when the link
-    /// was opened), so nothing overflows.
+    /// A place in the lease. The geometry's offsets are inside the memory that was told (checked when the
+    /// link was opened), so nothing overflows.
     #[inline]
     fn at(&self, offset: u64) -> Remote {
         Remote { address: self.lease.memory.address.wrapping_add(offset), key: self.lease.memory.key }

@@ -137,6 +137,7 @@ impl Flight {
     }
 
     /// Requests under way or not yet asked for.
+    #[cfg(test)]
     pub(super) fn in_use(&self) -> usize {
         self.entries.iter().filter(|entry| entry.load(Ordering::Relaxed) & STATE != FREE).count()
     }

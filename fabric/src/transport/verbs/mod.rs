@@ -15,8 +15,6 @@
 //! libibverbs is found at run time: without it, or without a device, [`Verbs::availability`] says so and all
 //! else works. Native InfiniBand is not tested on hardware.
 
-#![cfg_attr(feature = "verbs", allow(dead_code, reason = "the data path comes next"))]
-
 #[cfg(not(feature = "verbs"))]
 mod absent;
 #[cfg(feature = "verbs")]

@@ -190,14 +190,6 @@ impl Cq {
         self.raw
     }
 
-    /// Fetches up to `entries.len()` completions; returns how many were written to the front.
-    pub(super) fn poll(&self, entries: &mut [sys::ibv_wc]) -> io::Result<usize> {
-        let most = i32::try_from(entries.len()).unwrap_or(i32::MAX);
-        // SAFETY: the queue lives, and `entries` has room for `most` entries.
-        let count = unsafe { sys::ibv_poll_cq(self.raw.as_ptr(), most, entries.as_mut_ptr()) };
-        usize::try_from(count).map_err(|_| io::Error::from_raw_os_error(count.abs()))
-    }
-
     /// Asks for one event on the channel at the next completion. Poll once more after it: what completed
     /// before it makes no event.
     pub(super) fn arm(&self) -> io::Result<()> {
@@ -357,11 +349,6 @@ impl Qp {
     pub(super) fn number(&self) -> u32 {
         // SAFETY: `raw` is a live queue pair, whose number never changes.
         unsafe { (*self.raw.as_ptr()).qp_num }
-    }
-
-    /// The queue of its completions.
-    pub(super) fn cq(&self) -> &Arc<Cq> {
-        &self.cq
     }
 
     /// Changes what `mask` names.

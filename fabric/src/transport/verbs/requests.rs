@@ -5,7 +5,7 @@
 //!   copies them before `ibv_post_send` returns (ibv_post_send(3)), and inline data, too.
 //! - *Named memory stays registered.* Elements without `INLINE` name memory by a local key of a region that
 //!   the link keeps until its queue pair is destroyed. If the memory changes before the completion, the other
-//!   end gets a mixture, which its checksum tells (invariant 11); nothing here reads it.
+//!   end gets a mixture, which its checksum tells (invariant 14); nothing here reads it.
 
 use crate::lease::CELL_BYTES;
 use rdma_mummy_sys as sys;
