@@ -7,7 +7,7 @@ use selvage_fabric::config::{Config, Node};
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{ErrorKind as IoErrorKind, Read, Seek, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ impl Place {
     pub fn take(config: &Config) -> Result<(Self, Start)> {
         make_run_dir(&config.cluster.run_dir)?;
         let lock = lock(&config.cluster.run_dir.join("director.lock"))?;
-        for node in &config.nodes {
+        for node in config.nodes.iter().filter(|node| is_here(node.address.ip())) {
             make_node_dir(&config.node_dir(&node.name), node)?;
         }
         let browsers = listen(config.director.listen, "listen")?;
@@ -139,6 +139,15 @@ pub fn replace(path: &Path, text: &str) -> Result<()> {
     std::fs::write(&fresh, text)
         .and_then(|()| std::fs::rename(&fresh, path))
         .map_err(|error| Error::os(Origin::Director, format!("cannot write {}", path.display()), error))
+}
+
+/// Whether an address is one of this host's: only those can be bound. Nodes of other hosts have their folders
+/// there, and their users need not exist here.
+fn is_here(address: IpAddr) -> bool {
+    match UdpSocket::bind((address, 0)) {
+        Err(error) => error.kind() != IoErrorKind::AddrNotAvailable,
+        Ok(_) => true,
+    }
 }
 
 /// A node's folder, private to its first user.

@@ -69,6 +69,9 @@ pub async fn connect(address: SocketAddr, keyring: &Keyring, member: &Member) ->
     let (config, name) = client_config(&identity, member)?;
     let connecting = tokio::time::timeout(limits::CONTROL_CONNECT_WAIT, TcpStream::connect(address));
     let stream = match connecting.await {
+        // Where nobody listens on a port of this host that the kernel also gives to clients, it may have
+        // given just that one: then this has connected to itself.
+        Ok(Ok(stream)) if stream.local_addr().is_ok_and(|own| own == address) => return Ok(None),
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return Ok(None),
         Ok(Err(error)) => {

@@ -458,6 +458,16 @@ fn without_certificates_it_does_not_start() {
 }
 
 #[test]
+fn a_node_of_another_host_has_no_folder_here() {
+    let site = Site::with_hosts();
+    // An address that is nobody's, reserved for documentation; and a user that is not ours.
+    site.configure("[[node]]\nname = \"n3\"\naddress = \"192.0.2.1:80\"\nuids = [4242]\n");
+    let _director = site.start();
+    assert!(site.run_dir().join("node-n1").exists());
+    assert!(!site.run_dir().join("node-n3").exists());
+}
+
+#[test]
 fn the_status_shows_devices_and_links() {
     let site = Site::with_hosts();
     let director = site.start();
