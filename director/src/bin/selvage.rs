@@ -1,4 +1,4 @@
-//! `selvage status | drain | undrain | check-config`: see `selvage_director::tool`.
+//! `selvage status | drain | undrain | check-config | ca`: see `selvage_director::tool`.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,7 @@
-//! The command `selvage`: what operators type. Talks to the admin API; `check-config` reads a file.
+//! The command `selvage`: what operators type. Talks to the admin API; `check-config` reads a file, and `ca`
+//! makes certificates.
 
+mod ca;
 mod call;
 mod table;
 
@@ -47,6 +49,9 @@ enum Command {
         /// The file.
         file: PathBuf,
     },
+    /// Make the certificates of a cluster over several hosts: those that are missing in the folder of
+    /// `[tls]`.
+    Ca(ca::Arguments),
 }
 
 /// Which cluster.
@@ -92,6 +97,7 @@ pub fn run(arguments: Arguments) -> Result<String> {
             })?;
             Ok(table::table(&status))
         }
+        Command::Ca(arguments) => ca::run(&arguments),
         Command::Drain { node, target } => change(&node, "drain", &target),
         Command::Undrain { node, target } => change(&node, "undrain", &target),
         Command::CheckConfig { file } => {
