@@ -6,6 +6,7 @@ use crate::door::{Access, Door, Incoming, Porch};
 use crate::execute::Executor;
 use crate::leases::Leases;
 use crate::place::Place;
+use crate::placement::Placement;
 use crate::rdma;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -24,8 +25,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Interval of the only timer.
-const TICK: Duration = Duration::from_millis(100);
+/// Bounds of the only timer's interval, which is a third of the silence that declares a server down: the
+/// server's heartbeat, which nodes read, moves at each.
+const TICK_MAX: Duration = Duration::from_millis(100);
+const TICK_MIN: Duration = Duration::from_millis(10);
 /// How long a stopping server waits for its connections' threads; they are few instructions from their end.
 const STOP_WAIT: Duration = Duration::from_secs(2);
 /// Pause after a connection could not be taken, so that a full descriptor table does not make a busy loop.
@@ -60,7 +63,8 @@ pub fn run(config: &Config, name: &str) -> Result<()> {
     let control = control.map_or_else(String::new, |address| address.to_string());
     let socket = place.socket().display();
     tracing::info!(name, incarnation = incarnation.tag(), %socket, control, "serving");
-    let result = accept_until_signal(&place, &signals, &executor, &door);
+    let tick = (config.timing.silence() / 3).clamp(TICK_MIN, TICK_MAX);
+    let result = accept_until_signal(&place, &signals, &executor, &door, tick);
     drop(place);
     tracing::info!(name, "stopped");
     result
@@ -80,6 +84,7 @@ fn accept_until_signal(
     signals: &UnixStream,
     executor: &Arc<Executor>,
     door: &Arc<Door>,
+    tick: Duration,
 ) -> Result<()> {
     let threads = Arc::new(AtomicUsize::new(0));
     let mut accepting = Accepting { executor, door, threads: &threads, connections: 0 };
@@ -90,7 +95,7 @@ fn accept_until_signal(
         if now >= tick_at {
             beat += 1;
             executor.tick(beat);
-            tick_at = now + TICK;
+            tick_at = now + tick;
         }
         if door.porch.make_room(now) {
             tracing::warn!("cut a peer off that was slow to say who it is, for others to be heard");
@@ -216,7 +221,18 @@ fn executor(config: &Config, name: &str) -> Result<Executor> {
     };
     let limits =
         ArchiveLimits { archive_bytes_max: config.session.archive_bytes_max, ..ArchiveLimits::default() };
-    let leases = Leases::new(geometry, config.memory.huge_pages, limits, rdma::of_this_build(config));
+    let rdma = rdma::of_this_build(config, name);
+    let placement = match config.memory.numa {
+        true => Placement::near(rdma.device().as_deref()),
+        false => Placement::anywhere(),
+    };
+    // This thread begins all others.
+    placement.pin_thread();
+    match rdma.availability() {
+        Ok(what) => tracing::info!("RDMA: {what}"),
+        Err(why) => tracing::info!("nodes of other hosts cannot push here: {why}"),
+    }
+    let leases = Leases::new(geometry, config.memory.huge_pages, limits, placement, rdma);
     Ok(Executor::new(params, leases))
 }
 

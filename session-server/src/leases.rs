@@ -9,6 +9,7 @@
 
 use crate::decide::{Batch, LeaseNumber, LinkNumber};
 use crate::execute::lock;
+use crate::placement::Placement;
 use crate::rdma::{Door, Rdma};
 use selvage_fabric::archive::ArchiveLimits;
 use selvage_fabric::control::message::{Endpoint, FetchedArchive, RemoteMemory, ServerReport, StagedArchive};
@@ -59,6 +60,7 @@ pub(crate) struct Leases {
     geometry: LeaseGeometry,
     huge_pages: bool,
     archive_limits: ArchiveLimits,
+    placement: Placement,
     rdma: Box<dyn Rdma>,
     availability: Mutex<Option<(Instant, String)>>,
 }
@@ -140,6 +142,7 @@ impl Leases {
         geometry: LeaseGeometry,
         huge_pages: bool,
         archive_limits: ArchiveLimits,
+        placement: Placement,
         rdma: Box<dyn Rdma>,
     ) -> Self {
         Self {
@@ -147,6 +150,7 @@ impl Leases {
             geometry,
             huge_pages,
             archive_limits,
+            placement,
             rdma,
             availability: Mutex::default(),
         }
@@ -172,9 +176,10 @@ impl Leases {
     ) -> Result<()> {
         let started = Instant::now();
         let header = LeaseHeader { geometry: self.geometry, node, node_incarnation, server_incarnation };
-        let memory = memory::create(&header, self.huge_pages).inspect_err(|error| {
-            tracing::error!(node = header.node, "cannot make a lease: {error}");
-        })?;
+        let memory =
+            self.placement.near_card(|| memory::create(&header, self.huge_pages)).inspect_err(|error| {
+                tracing::error!(node = header.node, "cannot make a lease: {error}");
+            })?;
         tracing::info!(
             node = header.node,
             incarnation = header.node_incarnation.tag(),

@@ -6,7 +6,7 @@
 //! [`decide`] holds every decision and does no I/O. Around it: [`daemon`] starts, accepts and stops,
 //! `execute` carries out effects, `leases` are the memory and who may write to it, `rdma` the way in from
 //! other hosts, `door` says who gets in, `connection` serves one peer, `place` holds the name on the host
-//! (lock and sockets).
+//! (lock and sockets), `placement` keeps memory and threads near the network card.
 
 #![forbid(unsafe_code)]
 
@@ -17,4 +17,5 @@ mod door;
 mod execute;
 mod leases;
 mod place;
+mod placement;
 mod rdma;

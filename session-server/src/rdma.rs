@@ -24,6 +24,8 @@ pub(crate) trait Rdma: Send + Sync {
     /// # Errors
     /// Why there is no RDMA, and what to do about it.
     fn availability(&self) -> Result<String>;
+    /// The name of the device of a connection now, such as `mlx5_0`, if there is one.
+    fn device(&self) -> Option<String>;
 }
 
 /// One lease's registration, with a queue pair for each link.
@@ -55,9 +57,11 @@ pub(crate) trait Door: Send + Sync {
     fn detail(&self) -> String;
 }
 
-/// The RDMA of this build.
-pub(crate) fn of_this_build(config: &Config) -> Box<dyn Rdma> {
-    build::rdma(config)
+/// The RDMA of this build, for a server of that name: what it says before anybody connects is of the device of
+/// its control address.
+pub(crate) fn of_this_build(config: &Config, name: &str) -> Box<dyn Rdma> {
+    let control = config.server(name).and_then(|server| server.control).map(|control| control.ip());
+    build::rdma(config, control.filter(|address| !address.is_unspecified()))
 }
 
 #[cfg(feature = "verbs")]
@@ -69,12 +73,14 @@ mod build {
 
     struct Devices {
         verbs: Verbs,
+        control: Option<IpAddr>,
         archive_bytes_max: usize,
     }
 
-    pub(super) fn rdma(config: &Config) -> Box<dyn Rdma> {
+    pub(super) fn rdma(config: &Config, control: Option<IpAddr>) -> Box<dyn Rdma> {
         Box::new(Devices {
             verbs: Verbs::new(&config.rdma),
+            control,
             archive_bytes_max: config.session.archive_bytes_max,
         })
     }
@@ -85,7 +91,11 @@ mod build {
         }
 
         fn availability(&self) -> Result<String> {
-            self.verbs.availability(None)
+            self.verbs.availability(self.control)
+        }
+
+        fn device(&self) -> Option<String> {
+            self.verbs.device_name(self.control)
         }
     }
 
@@ -125,7 +135,7 @@ mod build {
 
     struct NoDevices;
 
-    pub(super) fn rdma(_config: &Config) -> Box<dyn Rdma> {
+    pub(super) fn rdma(_config: &Config, _control: Option<IpAddr>) -> Box<dyn Rdma> {
         Box::new(NoDevices)
     }
 
@@ -143,6 +153,10 @@ mod build {
 
         fn availability(&self) -> Result<String> {
             Err(Self::why())
+        }
+
+        fn device(&self) -> Option<String> {
+            None
         }
     }
 }

@@ -155,6 +155,8 @@ pub struct Memory {
     pub server_bytes_max: u64,
     /// Ask for huge pages for leases, where the machine has them.
     pub huge_pages: bool,
+    /// Put leases and the server's threads on the NUMA node of the RDMA device, where there are several.
+    pub numa: bool,
 }
 
 /// Certificates of the control connections between hosts.
@@ -350,6 +352,7 @@ impl Default for Memory {
             lease_bytes: limits::CACHE_BYTES_DEFAULT,
             server_bytes_max: 0,
             huge_pages: true,
+            numa: true,
         }
     }
 }

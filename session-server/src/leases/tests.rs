@@ -66,6 +66,10 @@ impl Rdma for Arc<Device> {
         self.note("availability".into());
         Err(Error::new(ErrorKind::Unreachable, Origin::Transport, "there is no RDMA: tests have none"))
     }
+
+    fn device(&self) -> Option<String> {
+        None
+    }
 }
 
 impl Door for FakeDoor {
@@ -109,7 +113,8 @@ impl Door for FakeDoor {
 /// One lease of a server with a device.
 fn world() -> (Leases, Arc<Device>) {
     let device = Arc::new(Device::default());
-    let leases = Leases::new(GEOMETRY, false, ArchiveLimits::default(), Box::new(device.clone()));
+    let limits = ArchiveLimits::default();
+    let leases = Leases::new(GEOMETRY, false, limits, Placement::anywhere(), Box::new(device.clone()));
     leases.make(LEASE, "n1".into(), NODE, SERVER).unwrap();
     (leases, device)
 }

@@ -77,6 +77,11 @@ impl Verbs {
         Ok(describe(&self.choose(local)?.1))
     }
 
+    /// The name of the device that a connection would go over now, if there is one.
+    pub fn device_name(&self, local: Option<IpAddr>) -> Option<String> {
+        self.choose(local).ok().map(|(_, choice)| choice.device)
+    }
+
     /// Chooses device, port and GID, and opens the device or shares it. Answers also the device's count of
     /// changes up to which the choice is known to hold.
     pub(super) fn open(&self, local: Option<IpAddr>) -> Result<(Arc<Device>, LocalEnd, u32)> {
