@@ -55,14 +55,14 @@ pub fn run(config: &Config, name: &str) -> Result<()> {
     // Signals first: one that comes while the server starts must not leave a socket behind.
     let signals = signals()?;
     raise_descriptor_limit();
-    let executor = Arc::new(executor(config, name)?);
     let door = Arc::new(Door { access: Access::new(config, name)?, porch: Porch::default() });
     let place = Place::take(config, name)?;
+    let executor = Arc::new(executor(config, name)?);
     let incarnation = executor.incarnation();
     let control = place.hosts().and_then(|listener| listener.local_addr().ok());
     let control = control.map_or_else(String::new, |address| address.to_string());
     let socket = place.socket().display();
-    tracing::info!(name, incarnation = incarnation.tag(), %socket, control, "serving");
+    tracing::info!(name, incarnation = incarnation.tag(), %socket, control, rdma = executor.rdma(), "serving");
     let tick = (config.timing.silence() / 3).clamp(TICK_MIN, TICK_MAX);
     let result = accept_until_signal(&place, &signals, &executor, &door, tick);
     drop(place);
@@ -228,10 +228,6 @@ fn executor(config: &Config, name: &str) -> Result<Executor> {
     };
     // This thread begins all others.
     placement.pin_thread();
-    match rdma.availability() {
-        Ok(what) => tracing::info!("RDMA: {what}"),
-        Err(why) => tracing::info!("nodes of other hosts cannot push here: {why}"),
-    }
     let leases = Leases::new(geometry, config.memory.huge_pages, limits, placement, rdma);
     Ok(Executor::new(params, leases))
 }

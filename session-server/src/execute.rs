@@ -67,6 +67,11 @@ impl Executor {
         lock(&self.server).incarnation()
     }
 
+    /// What RDMA there is, for people.
+    pub(crate) fn rdma(&self) -> String {
+        self.leases.rdma()
+    }
+
     /// Takes an event and carries out everything that follows from it.
     pub(crate) fn handle(&self, event: Event) {
         let mut effects = VecDeque::from(self.step(event));

@@ -355,6 +355,11 @@ impl Leases {
         report.rdma = door.map_or_else(|| self.availability(now), |door| door.detail());
     }
 
+    /// What RDMA there is, or why none, for people.
+    pub(crate) fn rdma(&self) -> String {
+        self.availability(Instant::now())
+    }
+
     /// What RDMA there is, asked of the system now and then.
     fn availability(&self, now: Instant) -> String {
         let mut known = lock(&self.availability);

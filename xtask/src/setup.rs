@@ -36,6 +36,7 @@ pub const BUILD: &[Need] = &[
     need("/usr/include/linux/types.h", "linux-libc-dev", "the RDMA headers of the kernel"),
     need("pkg-config", "pkg-config", "to find hwloc"),
     need("/usr/include/hwloc.h", "libhwloc-dev", "to find the processors near a network card"),
+    need("/usr/include/libudev.h", "libudev-dev", "hwloc's own need"),
 ];
 /// For `cargo x run` and `demo`.
 pub const RUN: &[Need] = &[

@@ -92,8 +92,13 @@ impl Host {
 
     /// Starts a server and waits until it serves.
     pub fn start(&self, name: &str) -> Daemon {
+        self.start_with(name, &[])
+    }
+
+    /// As [`Self::start`], with more environment.
+    pub fn start_with(&self, name: &str, environment: &[(&str, &str)]) -> Daemon {
         let log = std::fs::File::create(self.dir.path().join(format!("{name}.log"))).unwrap();
-        let child = self.command(name).stderr(log).spawn().unwrap();
+        let child = self.command(name).envs(environment.iter().copied()).stderr(log).spawn().unwrap();
         let mut daemon = Daemon(Some(child));
         let started = Instant::now();
         while Stream::connect(&self.config.server_socket(name), WAIT).is_err() {

@@ -1,7 +1,7 @@
 //! What a real server does for nodes and directors over its socket and its memory.
 
 use crate::host::*;
-use selvage_fabric::control::message::{ClaimAnswer, FromServer, Refusal, ToServer};
+use selvage_fabric::control::message::{ClaimAnswer, Endpoint, FromServer, Refusal, ToServer};
 use selvage_fabric::transport::{Link, Outcome};
 use std::time::{Duration, Instant};
 
@@ -273,4 +273,38 @@ fn a_million_pushes_cost_the_server_no_cpu() {
     let bound = Duration::from_millis(30) + took / 100;
     assert!(used <= bound, "the server used {used:?} in {took:?}");
     assert!(link.peer_beat() > 0, "its timer runs");
+}
+
+#[test]
+fn what_rdma_and_numa_it_has_is_said_and_links_are_refused_by_name() {
+    let host = Host::new(&SMALL.replace("sessions_max", "numa = true\nsessions_max"));
+    let _daemon = host.start_with("s1", &[("SELVAGE_LOG", "debug")]);
+    let mut director = host.director();
+    let server = director.server;
+    director.set_view(view(1, server, &[1], &[]));
+    let rdma = director.report().rdma;
+    let log = host.log("s1");
+    assert!(log.contains("leases and threads are placed"), "{log}");
+    assert!(!rdma.is_empty() && log.contains(&rdma), "{rdma}: {log}");
+    let none = rdma.starts_with("there is no RDMA");
+    let offer = Endpoint { qp_number: 17, gid: [1; 16], ethernet: true, mtu: 9, ..Endpoint::default() };
+    let nonsense = host.node(1).ask(&ToServer::Connect { offer });
+    let FromServer::Refused(Refusal::Bad(why)) = nonsense else { panic!("{nonsense:?}") };
+    assert!(why.contains("MTU 9"), "{why}");
+    assert_eq!(director.report().leases, [], "nothing was made");
+    let offer = Endpoint { mtu: 3, ..offer };
+    match host.node(1).ask(&ToServer::Connect { offer }) {
+        FromServer::Connected { .. } => assert!(!none, "{rdma}"),
+        FromServer::Refused(Refusal::NotYet(why) | Refusal::Denied(why)) => {
+            assert!(why == rdma || !none, "{why} is not {rdma}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let report = director.report();
+    let refused = report.counters.iter().find(|(name, _)| name == "rdma_refused").unwrap().1;
+    assert!((1..=2).contains(&refused), "{refused}");
+    // Whatever the device says, nodes of this host have their lease.
+    let mut node = host.node(1);
+    node.register(1);
+    node.lease(1);
 }
