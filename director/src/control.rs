@@ -8,7 +8,7 @@
 
 use crate::cluster::{Event, Link};
 use crate::driver::Handle;
-use crate::lobby::{Guest, Lobby};
+use crate::lobby::{Complaints, Crowds, Guest, InCrowd, Lobby};
 use crate::metrics::{Cut, Metrics};
 use crate::wire::{From, To};
 use crate::{limits, remote, wire};
@@ -20,8 +20,7 @@ use selvage_fabric::control::tls::Keyring;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::limits as fabric_limits;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::rustls;
@@ -41,6 +40,8 @@ pub struct Control {
     pub own_uid: u32,
     /// What is said about bad peers.
     pub complaints: Complaints,
+    /// Connections of each node.
+    pub crowds: Arc<Crowds>,
 }
 
 /// Where stewards come in.
@@ -70,6 +71,7 @@ struct Steward {
     incarnation: Incarnation,
     from: From,
     to: To,
+    in_crowd: InCrowd,
 }
 
 impl Door {
@@ -175,7 +177,8 @@ impl Control {
         wire::send(&mut to, &reply).await?;
         match (reply, hello.role) {
             (HelloReply::Welcome { .. }, Role::Node { name, incarnation, .. }) => {
-                Ok(Steward { name, incarnation, from, to })
+                let in_crowd = self.crowds.join(&name)?;
+                Ok(Steward { name, incarnation, from, to, in_crowd })
             }
             (HelloReply::Refused(refusal), role) => {
                 let kind = refusal_error(&refusal).kind;
@@ -212,7 +215,7 @@ impl Control {
     }
 
     async fn converse(&self, steward: Steward) -> Result<()> {
-        let Steward { name, incarnation, from, to } = steward;
+        let Steward { name, incarnation, from, to, in_crowd: _in_crowd } = steward;
         let link = self.handle.next_link();
         let messages = self.handle.open_node(link, name, incarnation).await;
         let ended = tokio::select! {
@@ -260,35 +263,11 @@ pub(crate) fn cut(error: &Error) -> Option<Cut> {
         }
         ErrorKind::Denied => Some(Cut::Denied),
         ErrorKind::VersionMismatch => Some(Cut::Version),
+        ErrorKind::Busy => Some(Cut::Crowded),
         // The kernel's own word, not a limit of ours.
         ErrorKind::Timeout if source.is_some() => Some(Cut::Vanished),
         ErrorKind::Timeout => Some(Cut::Slow),
         _ => Some(Cut::Garbage),
-    }
-}
-
-/// Lines of the log about bad peers: not more than one in [`limits::COMPLAINT_PAUSE`].
-#[derive(Debug, Default)]
-pub struct Complaints {
-    /// When the last one was written, and how many were not since.
-    last: Mutex<(Option<Instant>, u64)>,
-}
-
-impl Complaints {
-    /// Says it, or counts it for the next time.
-    pub fn say(&self, text: &str) {
-        let now = Instant::now();
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *last {
-            (Some(at), unsaid) if now.duration_since(*at) < limits::COMPLAINT_PAUSE => *unsaid += 1,
-            (at, unsaid) => {
-                match std::mem::take(unsaid) {
-                    0 => warn!("{text}"),
-                    more => warn!("{text} (and {more} others before it)"),
-                }
-                *at = Some(now);
-            }
-        }
     }
 }
 
@@ -322,4 +301,19 @@ pub(crate) fn counters_are_good(counters: &[(String, u64)]) -> bool {
             && name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
     };
     counters.len() <= limits::COUNTERS_MAX && counters.iter().all(|(name, _)| plain(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_for_people_are_short_and_plain() {
+        let mut text = "gr\u{fc}n \u{1b}[31m\r\n".to_owned();
+        make_plain(&mut text);
+        assert_eq!(text, "gr\u{fc}n ?[31m??");
+        let mut long = "\u{fc}".repeat(10_000);
+        make_plain(&mut long);
+        assert_eq!(long.chars().count(), limits::DETAIL_CHARS_MAX);
+    }
 }

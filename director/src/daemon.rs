@@ -5,9 +5,10 @@
 
 use crate::admin::Admin;
 use crate::cluster::Settings;
-use crate::control::{Complaints, Control, Door};
+use crate::control::{Control, Door};
 use crate::driver::{Driver, Handle};
 use crate::limits;
+use crate::lobby::Complaints;
 use crate::metrics::Metrics;
 use crate::place::{self, Place};
 use crate::proxy::listen::listen;
@@ -152,6 +153,7 @@ impl ControlSide {
             metrics: Arc::clone(&metrics),
             own_uid: place::uid(),
             complaints: Complaints::default(),
+            crowds: Arc::default(),
         });
         if let Some((remote, keyring)) = remote.zip(self.keyring) {
             tokio::spawn(Arc::clone(&stewards).listen(Door::Remote(remote, keyring), stop.clone()));

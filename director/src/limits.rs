@@ -41,6 +41,8 @@ pub const HELLO_BYTES_MAX: usize = 4096;
 /// Peers of one listener that have not shown who they are; the oldest makes room for the next. Their
 /// handshakes run on the control thread, so as many take the time that others wait at most.
 pub const LOBBY_PLACES: usize = 32;
+/// Connections of one node at once: its steward's, and those of stewards before it that are not gone yet.
+pub const CONNECTIONS_PER_NODE: usize = 64;
 /// Tasks that the control thread runs before it looks for messages again.
 pub const CONTROL_TURN: u32 = 8;
 /// Shortest interval between two lines of the log about bad peers: who floods the port must not flood it,
@@ -77,6 +79,10 @@ pub const SEND_WAIT: Duration = Duration::from_secs(2);
 /// Pause between two attempts to connect to a server.
 pub const RECONNECT_PAUSE: Duration = Duration::from_millis(20);
 
+/// Pause after a server that is there and is not the right one, or does not take the director for the right
+/// one: that takes people to change.
+pub const STRANGER_PAUSE: Duration = Duration::from_millis(500);
+
 /// Pause after a connection to a server broke.
 pub const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(2);
 
@@ -109,5 +115,6 @@ const _: () = assert!(EVIDENCE_FACTOR < VIEW_BEHIND_FACTOR);
 const _: () = assert!(BEATS_OPEN_MAX > 1 && (BEATS_OPEN_MAX as usize) < OUTBOX_MAX);
 const _: () = assert!(STOP_WAIT.as_secs() < ADOPTION_WAIT.as_secs());
 const _: () = assert!(VANISHED_FACTOR > EVIDENCE_FACTOR);
+const _: () = assert!(CONNECTIONS_PER_NODE * 2 < selvage_fabric::limits::CONNECTIONS_MAX);
 const _: () = assert!(HELLO_BYTES_MAX < NODE_MESSAGE_BYTES_MAX);
 const _: () = assert!(REFUSED_PAUSE.as_millis() < CONNECT_WAIT.as_millis());

@@ -1,11 +1,17 @@
-//! Control peers that have not shown who they are yet: few, and the newest matter most.
+//! What keeps control peers from harming each other by coming in crowds.
 //!
-//! When there are too many, the one that came first is cut off: an honest peer needs milliseconds, so those
-//! that stay long are slow or silent, and cannot keep others out by that.
+//! Those that have not shown who they are yet are few, and the newest matter most: when there are too many,
+//! the one that came first is cut off. An honest peer needs milliseconds, so those that stay long are slow or
+//! silent, and cannot keep others out by that. Those that are known share what there is by node, and what is
+//! said about bad ones does not flood the log. Caller: [`crate::control`].
 
-use std::collections::VecDeque;
+use crate::limits;
+use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 /// The unknown peers of one listener.
 #[derive(Debug)]
@@ -28,6 +34,24 @@ pub struct Guest {
     lobby: Arc<Lobby>,
     number: u64,
     crowded_out: CancellationToken,
+}
+
+/// How many connections each node has, so that no one can take all that there are.
+#[derive(Debug, Default)]
+pub struct Crowds(Mutex<HashMap<String, usize>>);
+
+/// One of a node's connections; given up when dropped.
+#[derive(Debug)]
+pub struct InCrowd {
+    crowds: Arc<Crowds>,
+    name: String,
+}
+
+/// Lines of the log about bad peers: not more than one in [`limits::COMPLAINT_PAUSE`].
+#[derive(Debug, Default)]
+pub struct Complaints {
+    /// When the last one was written, and how many were not since.
+    last: Mutex<(Option<Instant>, u64)>,
 }
 
 impl Lobby {
@@ -67,6 +91,50 @@ impl Drop for Guest {
     }
 }
 
+impl Crowds {
+    /// One more connection of this node.
+    ///
+    /// # Errors
+    /// `Busy` if it has too many.
+    pub fn join(self: &Arc<Self>, name: &str) -> Result<InCrowd> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(name.to_owned()).or_default();
+        if *count >= limits::CONNECTIONS_PER_NODE {
+            let what = format!("node {name} has {count} connections already");
+            return Err(Error::new(ErrorKind::Busy, Origin::Control, what));
+        }
+        *count += 1;
+        Ok(InCrowd { crowds: Arc::clone(self), name: name.to_owned() })
+    }
+}
+
+impl Drop for InCrowd {
+    fn drop(&mut self) {
+        let mut counts = self.crowds.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.name) {
+            *count = count.saturating_sub(1);
+        }
+    }
+}
+
+impl Complaints {
+    /// Says it, or counts it for the next time.
+    pub fn say(&self, text: &str) {
+        let now = Instant::now();
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *last {
+            (Some(at), unsaid) if now.duration_since(*at) < limits::COMPLAINT_PAUSE => *unsaid += 1,
+            (at, unsaid) => {
+                match std::mem::take(unsaid) {
+                    0 => warn!("{text}"),
+                    more => warn!("{text} (and {more} others before it)"),
+                }
+                *at = Some(now);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,5 +157,23 @@ mod tests {
         assert!(!third.crowded_out.is_cancelled(), "there was room");
         drop((third, fourth));
         assert_eq!(numbers(&lobby), 0);
+    }
+
+    #[test]
+    fn complaints_do_not_flood_the_log() {
+        let complaints = Complaints::default();
+        (0..5).for_each(|_| complaints.say("bad"));
+        assert_eq!(complaints.last.lock().unwrap().1, 4, "one was written");
+    }
+
+    #[test]
+    fn one_node_cannot_take_all_connections() {
+        let crowds = Arc::new(Crowds::default());
+        let all: Vec<InCrowd> =
+            (0..limits::CONNECTIONS_PER_NODE).map(|_| crowds.join("n1").unwrap()).collect();
+        assert_eq!(crowds.join("n1").unwrap_err().kind, ErrorKind::Busy);
+        assert!(crowds.join("n2").is_ok(), "others are not concerned");
+        drop(all);
+        assert!(crowds.join("n1").is_ok());
     }
 }

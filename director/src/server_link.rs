@@ -47,6 +47,7 @@ impl ServerLink {
     pub async fn run(self) {
         let mut told = String::new();
         loop {
+            let mut pause = limits::RECONNECT_PAUSE;
             match self.connect().await {
                 Ok(None) => {
                     if !self.handle.tell(Event::ServerAbsent { name: self.name.clone() }).await {
@@ -68,6 +69,9 @@ impl ServerLink {
                     continue;
                 }
                 Err(error) => {
+                    if !matches!(error.kind, ErrorKind::Unreachable | ErrorKind::Timeout) {
+                        pause = limits::STRANGER_PAUSE;
+                    }
                     // Said once, not at every attempt.
                     let text = error.to_string();
                     if text != told {
@@ -77,7 +81,7 @@ impl ServerLink {
                     }
                 }
             }
-            tokio::time::sleep(limits::RECONNECT_PAUSE).await;
+            tokio::time::sleep(pause).await;
         }
     }
 
