@@ -150,21 +150,33 @@ fn what_a_forked_child_drops_stays_its_parents() {
     drop(link);
 }
 
-#[test]
-fn too_little_locked_memory_is_named_with_what_to_set() {
+/// Runs a test of this program in a process of its own, which is told so by `variable`.
+fn in_a_child(test: &str, variable: &str) -> String {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "door::child_with_little_locked_memory", "--nocapture"])
-        .env(LITTLE, "1")
+        .args(["--exact", test, "--nocapture"])
+        .env(variable, "1")
         .output()
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// Makes this process nobody's. Refused to others than the superuser, who are nobody's enough.
+fn become_nobody() {
+    // SAFETY: changes who this process is, and no memory.
+    let _ = unsafe { libc::setuid(65_534) };
+}
+
+const LITTLE: &str = "SELVAGE_TEST_LITTLE_MEMLOCK";
+
+#[test]
+fn too_little_locked_memory_is_named_with_what_to_set() {
+    let text = in_a_child("door::child_with_little_locked_memory", LITTLE);
     for words in ["said: RDMA device rxe1 must pin", "RLIMIT_MEMLOCK is 65536", "LimitMEMLOCK=infinity"] {
         assert!(text.contains(words), "{text}");
     }
 }
-
-const LITTLE: &str = "SELVAGE_TEST_LITTLE_MEMLOCK";
 
 /// Not a test of its own: a process that may not lock much memory, and is no superuser, who always may.
 #[test]
@@ -175,11 +187,39 @@ fn child_with_little_locked_memory() {
     let limit = libc::rlimit { rlim_cur: 65_536, rlim_max: 65_536 };
     // SAFETY: reads a whole structure.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0);
-    // SAFETY: changes who this process is, and no memory. Refused to others than the superuser, who need it.
-    let _ = unsafe { libc::setuid(65_534) };
+    become_nobody();
     let verbs = Verbs::new(&over(SERVER_DEVICE));
     let error =
         Door::open(&verbs, &lease_of("n1", 4 << 20), None, ARCHIVE_BYTES_MAX).map(|_| ()).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);
     println!("said: {error}");
+}
+
+const LOCKED_OUT: &str = "SELVAGE_TEST_LOCKED_OUT";
+
+#[test]
+fn devices_that_may_not_be_opened_are_named() {
+    let nodes = ["/dev/infiniband/uverbs0", "/dev/infiniband/uverbs1"];
+    let all = |mode| nodes.map(|node| std::fs::set_permissions(node, mode_of(mode)).unwrap());
+    all(0o600);
+    let text = std::panic::catch_unwind(|| in_a_child("door::child_that_is_locked_out", LOCKED_OUT));
+    all(0o666);
+    let text = text.unwrap();
+    for words in ["rxe0 cannot be opened", "rxe1 cannot be opened", "may this user open /dev/infiniband"] {
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+fn mode_of(mode: u32) -> std::fs::Permissions {
+    std::os::unix::fs::PermissionsExt::from_mode(mode)
+}
+
+/// Not a test of its own: a process that may not open the devices.
+#[test]
+fn child_that_is_locked_out() {
+    if std::env::var_os(LOCKED_OUT).is_none() {
+        return;
+    }
+    become_nobody();
+    println!("said: {}", Verbs::new(&Rdma::default()).availability(None).unwrap_err());
 }

@@ -14,8 +14,8 @@ use std::net::{IpAddr, Ipv6Addr};
 pub(super) struct DeviceFacts {
     /// Like `mlx5_0`.
     pub(super) name: String,
-    /// Whether it speaks InfiniBand's transport (InfiniBand and RoCE do, iWARP does not).
-    pub(super) reliable: bool,
+    /// Why none of its ports can be used, if so.
+    pub(super) unusable: Option<String>,
     /// Its ports.
     pub(super) ports: Vec<PortFacts>,
 }
@@ -117,6 +117,10 @@ pub(super) fn choose(devices: &[DeviceFacts], config: &Rdma, local: Option<IpAdd
     let mut best: Option<(Rank, Choice)> = None;
     let mut refusals = Vec::new();
     for device in devices.iter().filter(named) {
+        if let Some(why) = &device.unusable {
+            refusals.push(format!("{} {why}", device.name));
+            continue;
+        }
         let mut ports = device.ports.iter().filter(numbered).peekable();
         if let (None, Some(wanted)) = (ports.peek(), config.port) {
             refusals.push(format!("{} has no port {wanted}", device.name));
@@ -151,9 +155,6 @@ fn usable(
     local: Option<IpAddr>,
 ) -> Result<Result<GidFacts, String>> {
     let place = format!("{} port {}", device.name, port.number);
-    if !device.reliable {
-        return Ok(Err(format!("{place} is iWARP, which has no such connections")));
-    }
     if !port.active {
         let remedy = if port.ethernet { "set its network interface up" } else { "is a subnet manager up?" };
         return Ok(Err(format!("{place} is {} ({remedy})", port.state)));

@@ -50,7 +50,7 @@ fn irdma_port(address: &str) -> PortFacts {
 }
 
 fn device(name: &str, ports: Vec<PortFacts>) -> DeviceFacts {
-    DeviceFacts { name: name.to_owned(), reliable: true, ports }
+    DeviceFacts { name: name.to_owned(), unusable: None, ports }
 }
 
 fn chosen(devices: &[DeviceFacts], config: &Rdma, local: Option<&str>) -> (String, u8, u8) {
@@ -158,8 +158,11 @@ fn each_port_that_cannot_be_used_is_named_with_its_remedy() {
         assert_eq!(kind, ErrorKind::Unreachable);
         assert!(text.contains(words), "{text}");
     }
-    let iwarp = DeviceFacts { reliable: false, ..device("siw0", vec![mlx5_port(1, "10.1.0.5")]) };
-    assert!(refused(&[iwarp], &any).1.contains("siw0 port 1 is iWARP"));
+    let unusable = Some("is iWARP".to_owned());
+    let iwarp = DeviceFacts { unusable, ..device("siw0", vec![mlx5_port(1, "10.1.0.5")]) };
+    assert!(refused(std::slice::from_ref(&iwarp), &any).1.contains("siw0 is iWARP"));
+    let good = device("mlx5_0", vec![mlx5_port(1, "10.1.0.5")]);
+    assert_eq!(chosen(&[iwarp, good], &any, None).0, "mlx5_0");
     // All of them are told.
     let two = [device("a0", vec![down(infiniband(1, 7))]), device("b0", vec![roce(1, Vec::new())])];
     let (_, text) = refused(&two, &any);

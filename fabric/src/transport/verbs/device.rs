@@ -114,28 +114,13 @@ impl Verbs {
             let GetDeviceListErrorKind::Ibverbs(error) = error.0 else { return error::no_device() };
             error::cannot_list(error)
         })?;
-        let mut refusals = Vec::new();
-        let mut devices = Vec::new();
-        for device in &list {
-            let name = device.name();
-            let facts = device.open().map_err(|error| error.to_string()).and_then(|context| {
-                facts(&context).map(|facts| (context, facts)).map_err(|error| error.to_string())
-            });
-            match facts {
-                Ok(found) => devices.push(found),
-                Err(why) => refusals.push(format!("{name}: {why}")),
-            }
+        if list.is_empty() {
+            return Err(error::no_device());
         }
-        if devices.is_empty() {
-            return Err(match refusals.is_empty() {
-                true => error::no_device(),
-                false => error::no_usable_port(&refusals),
-            });
-        }
-        let (contexts, facts): (Vec<_>, Vec<_>) = devices.into_iter().unzip();
+        let (contexts, facts): (Vec<_>, Vec<_>) = list.iter().map(|device| look_at(&device)).unzip();
         let choice = choose(&facts, &self.config, local)?;
         let at = facts.iter().position(|facts| facts.name == choice.device);
-        let context = at.and_then(|at| contexts.into_iter().nth(at)).ok_or_else(error::no_device)?;
+        let context = at.and_then(|at| contexts.into_iter().nth(at)?).ok_or_else(error::no_device)?;
         Ok((context, choice))
     }
 }
@@ -398,14 +383,28 @@ pub(super) fn describe(choice: &Choice) -> String {
     }
 }
 
-/// What the choice needs to know of a device.
-fn facts(context: &DeviceContext) -> io::Result<DeviceFacts> {
+/// Opens a device for a look, and says what the choice needs to know of it.
+fn look_at(device: &sideway::ibverbs::device::Device<'_>) -> (Option<Arc<DeviceContext>>, DeviceFacts) {
+    let name = device.name();
+    let without =
+        |why: String| (None, DeviceFacts { name: name.clone(), unusable: Some(why), ports: Vec::new() });
+    if !matches!(device.transport_type(), TransportType::InfiniBand) {
+        return without("speaks another protocol than InfiniBand's, such as iWARP".to_owned());
+    }
+    let opened = device.open().map_err(|error| error::cause(&error));
+    let looked = opened.and_then(|context| {
+        let ports = ports(&context).map_err(|error| error::cause(&error))?;
+        Ok((context, ports))
+    });
+    match looked {
+        Ok((context, ports)) => (Some(context), DeviceFacts { name, unusable: None, ports }),
+        Err(why) => without(format!("cannot be opened: {why} (may this user open /dev/infiniband/uverbs*?)")),
+    }
+}
+
+fn ports(context: &DeviceContext) -> io::Result<Vec<PortFacts>> {
     let attributes = context.query_device().map_err(io::Error::other)?;
-    let ports = (1..=attributes.phys_port_cnt())
-        .map(|number| port_facts(context, number))
-        .collect::<io::Result<_>>()?;
-    let reliable = matches!(context.transport_type(), TransportType::InfiniBand);
-    Ok(DeviceFacts { name: context.name(), reliable, ports })
+    (1..=attributes.phys_port_cnt()).map(|number| port_facts(context, number)).collect()
 }
 
 fn port_facts(context: &DeviceContext, number: u8) -> io::Result<PortFacts> {

@@ -52,12 +52,22 @@ pub(super) fn wrong_setting(what: &str) -> Error {
 }
 
 /// A device, or something of it, refuses.
-pub(super) fn device(
-    name: &str,
-    what: &str,
-    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
-) -> Error {
-    unreachable(format!("RDMA device {name}: {what}")).with_source(error)
+pub(super) fn device(name: &str, what: &str, error: impl std::error::Error) -> Error {
+    unreachable(format!("RDMA device {name}: {what}")).with_source(cause(&error))
+}
+
+/// An error with all that lies below it: sideway's say only which call failed.
+pub(super) fn cause(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(error) = below {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        below = error.source();
+    }
+    text
 }
 
 /// A device has gone or its port's addresses have.
@@ -123,6 +133,14 @@ mod tests {
             assert!(error.to_string().contains(words), "{error}");
         }
         assert!(cannot_list(io::Error::from_raw_os_error(13)).source.is_some());
+    }
+
+    #[test]
+    fn the_cause_is_told_once() {
+        let denied = || io::Error::from_raw_os_error(13);
+        let below = Error::new(ErrorKind::Os, Origin::Transport, "cannot open").with_source(denied());
+        assert_eq!(cause(&below), "cannot open: Permission denied (os error 13)");
+        assert_eq!(cause(&denied()), "Permission denied (os error 13)");
     }
 
     #[test]
