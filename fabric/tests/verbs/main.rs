@@ -2,6 +2,7 @@
 //! these in a guest that has them; without them they fail.
 
 mod conformance;
+mod device;
 mod door;
 mod segment;
 mod support;
