@@ -62,7 +62,8 @@ pub fn run(config: &Config, name: &str) -> Result<()> {
     let control = place.hosts().and_then(|listener| listener.local_addr().ok());
     let control = control.map_or_else(String::new, |address| address.to_string());
     let socket = place.socket().display();
-    tracing::info!(name, incarnation = incarnation.tag(), %socket, control, rdma = executor.rdma(), "serving");
+    let rdma = executor.rdma();
+    tracing::info!(name, incarnation = incarnation.tag(), %socket, control, rdma, "serving");
     let tick = (config.timing.silence() / 3).clamp(TICK_MIN, TICK_MAX);
     let result = accept_until_signal(&place, &signals, &executor, &door, tick);
     drop(place);

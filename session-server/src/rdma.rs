@@ -57,8 +57,8 @@ pub(crate) trait Door: Send + Sync {
     fn detail(&self) -> String;
 }
 
-/// The RDMA of this build, for a server of that name. What it says before anybody connects is of the device of
-/// the server's control address.
+/// The RDMA of this build, for a server of that name. What it says before anybody connects is of the device
+/// of the server's control address.
 pub(crate) fn of_this_build(config: &Config, name: &str) -> Box<dyn Rdma> {
     let control = config.server(name).and_then(|server| server.control).map(|control| control.ip());
     build::rdma(config, control.filter(|address| !address.is_unspecified()))

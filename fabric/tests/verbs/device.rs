@@ -72,7 +72,8 @@ fn a_port_that_is_down_is_named_and_used_again_when_it_is_back() {
 fn a_device_that_is_removed_leaves_its_users_alive() {
     let Ends { node, lease, door, segment, server } = Ends::new();
     let link = connect(&node, &segment.region, &door, &lease, PeerId(1)).unwrap();
-    let _restored = Restored("rdma link show rxe1/1 >/dev/null 2>&1 || rdma link add rxe1 type rxe netdev v1");
+    let _restored =
+        Restored("rdma link show rxe1/1 >/dev/null 2>&1 || rdma link add rxe1 type rxe netdev v1");
     // It waits for those who have it open, or not, as the driver likes.
     let removal = std::thread::spawn(|| shell("rdma link del rxe1"));
     until("the device is not offered", || Verbs::new(&over(SERVER_DEVICE)).availability(None).is_err());
