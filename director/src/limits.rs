@@ -48,8 +48,8 @@ pub const CONTROL_TURN: u32 = 8;
 /// Shortest interval between two lines of the log about bad peers: who floods the port must not flood it,
 /// too.
 pub const COMPLAINT_PAUSE: Duration = Duration::from_secs(1);
-/// Longest time for another host to take a control connection. A lost first packet is sent again by TCP only
-/// after a second, so a new attempt comes sooner.
+/// Longest time for another host to take a control connection, or the silence limit if that is longer. A lost
+/// first packet is sent again by TCP only after a second, so a new attempt comes sooner.
 pub const CONTROL_CONNECT_WAIT: Duration = Duration::from_millis(300);
 /// Silence periods without an acknowledgement after which a control connection to another host is given up,
 /// and the least time for that.

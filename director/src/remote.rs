@@ -67,7 +67,8 @@ pub async fn accept(stream: TcpStream, keyring: &Keyring) -> Result<(Member, Fro
 pub async fn connect(address: SocketAddr, keyring: &Keyring, member: &Member) -> Result<Option<(From, To)>> {
     let identity = keyring.identity();
     let (config, name) = client_config(&identity, member)?;
-    let connecting = tokio::time::timeout(limits::CONTROL_CONNECT_WAIT, TcpStream::connect(address));
+    let wait = keyring.silence().max(limits::CONTROL_CONNECT_WAIT);
+    let connecting = tokio::time::timeout(wait, TcpStream::connect(address));
     let stream = match connecting.await {
         // Where nobody listens on a port of this host that the kernel also gives to clients, it may have
         // given just that one: then this has connected to itself.
