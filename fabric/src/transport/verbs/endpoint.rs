@@ -212,13 +212,6 @@ impl LocalEnd {
     }
 }
 
-/// To ERR.
-#[cfg(feature = "rdma-tests")]
-pub(super) fn to_error() -> Change {
-    let attributes = sys::ibv_qp_attr { qp_state: sys::ibv_qp_state::IBV_QPS_ERR, ..empty() };
-    (attributes, sys::ibv_qp_attr_mask::IBV_QP_STATE)
-}
-
 /// Bytes of an MTU exponent.
 pub(super) fn mtu_bytes(exponent: u8) -> u32 {
     128 << exponent.clamp(1, MTU_MAX)

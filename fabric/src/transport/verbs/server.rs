@@ -185,21 +185,6 @@ impl Door {
         }
     }
 
-    /// What looks like a fence and is none: moves all queue pairs to the error state and leaves the memory
-    /// where it is. The control of the fence's test.
-    ///
-    /// # Errors
-    /// `Unreachable` if the device refuses.
-    #[cfg(feature = "rdma-tests")]
-    pub fn stop_without_fence(&self) -> Result<()> {
-        let state = self.state();
-        state.peers.values().filter_map(|peer| peer.qp.as_ref()).try_for_each(|qp| {
-            let (attributes, mask) = super::endpoint::to_error();
-            qp.modify(attributes, mask)
-                .map_err(|error| error::device(&self.device.name, "does not stop a queue pair", error))
-        })
-    }
-
     /// Whether it can let anybody in: not sealed, its device works, and its port has the address that it had.
     /// One that cannot is sealed, dropped and, if its lease lives, opened anew.
     pub fn is_open(&self) -> bool {
