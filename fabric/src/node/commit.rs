@@ -1,15 +1,16 @@
 //! A commit: the changes become the session's new version, in the cache and at the servers of its placement
 //! (`ARCHITECTURE.md`, "A commit, step by step").
 
-use super::host::{Counter, Host, LinkState, Plan};
-use super::open::{OpenSession, lifetimes_ms, touch};
-use super::push::{Cargo, Reach, Stamp, protect};
+use super::host::{Counter, Host, Lane, LinkState, Plan};
+use super::open::{OpenSession, lifetimes_ms, raise};
+use super::push::{Cargo, Flight, Reach, launch};
 use super::session::{Ack, Committed, Short};
 use crate::archive::{Builder, Head};
 use crate::error::{ErrorKind, Result};
 use crate::ident::{SessionId, Version};
 use crate::rules::{Rule, holds};
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Duration;
 
 thread_local! {
@@ -29,13 +30,28 @@ fn is_ready(host: &Host, plan: &Plan, id: SessionId, ack: Ack) -> bool {
     links && host.cache.mandate_until_ns() != 0
 }
 
+/// Where a commit stands that must not wait.
+#[allow(clippy::large_enum_variant, reason = "boxing would allocate for every request that has to wait")]
+pub(super) enum Commit {
+    /// It has ended.
+    Ended(Committed),
+    /// The version stands in the cache; its pushes go on.
+    UnderWay(UnderWay),
+}
+
+/// A commit's pushes. The session stays locked, and is kept, until they have landed.
+pub(super) struct UnderWay {
+    pub flight: Flight<Arc<Lane>>,
+    cargo: Cargo,
+}
+
 impl OpenSession {
     /// Whether there is something to commit.
     fn is_changed(&self) -> bool {
         !self.changes.is_empty() || self.owner.is_some() || self.archive().is_none()
     }
 
-    /// Commits; waits for links as `ack` says.
+    /// Commits; waits for links as `ack` says, and for the pushes.
     pub fn commit(&mut self, ack: Ack) -> Result<Committed> {
         self.hold()?.check()?;
         let host = self.host.clone();
@@ -45,8 +61,49 @@ impl OpenSession {
             let deadline = host.deadline().min(std::time::Instant::now() + bound);
             host.wait_plan(deadline, |plan| is_ready(&host, plan, self.facts.id, ack));
         }
+        let cargo = self.change()?;
+        let plan = host.plan();
+        let stamp = self.facts.stamp();
+        let hold = self.hold()?;
+        let reach = launch(&host, hold, &plan, &stamp, cargo).and_then(|flight| flight.land(&host, hold));
+        self.committed(reach, cargo)
+    }
+
+    /// Commits without waiting: polls for a moment, and gives back what has not ended by then.
+    pub fn commit_now(&mut self) -> Result<Commit> {
+        self.hold()?.check()?;
+        let host = self.host.clone();
+        let cargo = self.change()?;
+        let plan = host.plan();
+        let stamp = self.facts.stamp();
+        let hold = self.hold()?;
+        let mut launched = launch(&host, hold, &plan, &stamp, cargo);
+        let is_over = launched.as_mut().map_or(true, |flight| flight.volley().is_over_soon(hold));
+        let reach = match launched {
+            Ok(flight) if !is_over => {
+                return Ok(Commit::UnderWay(UnderWay { flight: flight.keep(), cargo }));
+            }
+            launched => launched.and_then(|flight| flight.land(&host, hold)),
+        };
+        self.committed(reach, cargo).map(Commit::Ended)
+    }
+
+    /// Ends what [`Self::commit_now`] has begun; waits for what is still under way.
+    pub fn commit_later(&mut self, under_way: UnderWay) -> Result<Committed> {
+        let host = self.host.clone();
+        let reach = under_way.flight.land(&host, self.hold()?);
+        self.committed(reach, under_way.cargo)
+    }
+
+    /// Puts the changes into the cache, and says what has to be pushed. Without changes: a touch if one is due,
+    /// and copies that are missing.
+    fn change(&mut self) -> Result<Cargo> {
+        let host = self.host.clone();
         if !self.is_changed() {
-            return self.commit_unchanged();
+            let mut facts = self.facts;
+            let same_since = raise(&host, self.hold()?, &mut facts)?;
+            self.facts = facts;
+            return Ok(Cargo::Missing { same_since });
         }
         let version = Version { counter: self.facts.version.counter + 1, ..self.facts.version };
         let expiry_ms = host.next_expiry_ms(self.facts.absolute_ms);
@@ -56,39 +113,25 @@ impl OpenSession {
         self.changes.clear();
         self.owner = None;
         host.count(Counter::Commits, 1);
-        let stamp = Stamp { id: self.facts.id, version, expiry_ms };
-        let plan = host.plan();
-        let reach = match protect(&host, self.hold()?, &plan, &stamp, Cargo::Archive) {
+        Ok(Cargo::Archive)
+    }
+
+    fn committed(&mut self, reach: Result<Reach>, cargo: Cargo) -> Result<Committed> {
+        let reach = match reach {
             Ok(reach) => reach,
-            Err(error) if error.kind == ErrorKind::LockLost => {
+            Err(error) if error.kind == ErrorKind::LockLost && cargo == Cargo::Archive => {
                 // The version stands in the cache; who has the lock now goes on from it, and the sweep copies
                 // it.
-                host.count(Counter::Unprotected, 1);
+                self.host.count(Counter::Unprotected, 1);
                 Reach { short: Some(Short::NotAwaited), ..Reach::default() }
             }
             Err(error) => return Err(error),
         };
-        Ok(self.committed(reach))
-    }
-
-    /// Nothing was changed: a touch if one is due, and copies that are missing.
-    fn commit_unchanged(&mut self) -> Result<Committed> {
-        let host = self.host.clone();
-        let mut facts = self.facts;
-        touch(&host, self.hold()?, &mut facts)?;
-        self.facts = facts;
-        let stamp = Stamp { id: facts.id, version: facts.version, expiry_ms: facts.expiry_ms };
-        let missing = Cargo::Missing { same_since: None };
-        let reach = protect(&host, self.hold()?, &host.plan(), &stamp, missing)?;
-        Ok(self.committed(reach))
-    }
-
-    fn committed(&mut self, reach: Reach) -> Committed {
         self.facts.copies = reach.copies;
         if reach.short.is_some() {
             self.host.count(Counter::ShortCommits, 1);
         }
-        Committed { version: self.facts.version, copies: reach.copies, short: reach.short }
+        Ok(Committed { version: self.facts.version, copies: reach.copies, short: reach.short })
     }
 
     /// Builds the archive of `version` and makes it the entry's. On error nothing was changed.

@@ -253,6 +253,7 @@ impl Host {
     }
 
     /// Opens the links that are missing, one after the other. Returns whether all are open.
+    #[cfg(test)]
     pub fn open_links(&self, steward: bool) -> bool {
         let plan = self.plan().clone();
         let missing = plan.links().filter(|(_, link)| !matches!(link, LinkState::Open(_)));

@@ -50,12 +50,7 @@ pub(super) fn join(attachment: &Attachment) -> Result<Joined> {
 
 fn host_of(attachment: &Attachment, cache: Cache) -> Host {
     let config = &attachment.config;
-    let servers = UnixServers::new(
-        &config.cluster.name,
-        &attachment.name,
-        cache.incarnation(),
-        Duration::from_millis(config.session.wait_ms),
-    );
+    let servers = UnixServers::new(config, &attachment.name, cache.incarnation());
     Host::new(cache, config.clone(), &attachment.name, Arc::new(SystemClock), Arc::new(servers))
 }
 

@@ -11,8 +11,6 @@
 //! Invariant: a handle works only on its own incarnation and in its own process (R3); after the end of an
 //! incarnation the process joins the next one by itself, and old handles answer `OwnershipLost`.
 
-#![allow(dead_code, reason = "asynchronous commits and links over RDMA come next")]
-
 mod adopt;
 mod agent;
 mod attachment;
@@ -23,11 +21,13 @@ mod commit;
 mod cookie;
 mod destroy;
 mod fetch;
+mod finisher;
 mod host;
 mod join;
 mod lifeline;
 mod links;
 mod open;
+mod opener;
 mod operations;
 mod process_mark;
 mod push;

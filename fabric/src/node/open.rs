@@ -39,6 +39,13 @@ pub(super) struct Facts {
     pub adopted: bool,
 }
 
+impl Facts {
+    /// What its cells shall say.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { id: self.id, version: self.version, expiry_ms: self.expiry_ms }
+    }
+}
+
 /// An open session of one incarnation.
 pub(super) struct OpenSession {
     pub host: Arc<Host>,
@@ -73,9 +80,13 @@ pub(super) fn begin(host: &Arc<Host>, cookie: &Cookie, mode: OpenMode, may_block
     host.check()?;
     if mode == OpenMode::ReadOnly
         && let Some(pin) = host.cache.open_read(&cookie.id)?
-        && let Some(session) = read_only(host, cookie, pin, false)?
     {
-        return Ok(Step::Found(Found::Session(session)));
+        if !may_block && is_touch_due(host, pin.expiry_ms(), pin.absolute_ms()) && host.plan().is_slow() {
+            return Ok(Step::Slow);
+        }
+        if let Some(session) = read_only(host, cookie, pin, false)? {
+            return Ok(Step::Found(Found::Session(session)));
+        }
     }
     match host.cache.open_exclusive(&cookie.id)? {
         cache::Opened::Granted(hold) => match granted(host, cookie, mode, hold, may_block)? {
@@ -134,6 +145,9 @@ pub(super) fn granted(
         return Ok(read_only(host, cookie, pin, true)?.map(Found::Session));
     }
     let mut facts = facts_of(&host.plan(), &info);
+    if !may_block && is_touch_due(host, facts.expiry_ms, facts.absolute_ms) && host.plan().is_slow() {
+        return Ok(None);
+    }
     touch(host, &mut hold, &mut facts)?;
     Ok(Some(Found::Session(OpenSession::new(host, cookie, facts, Access::Exclusive(hold)))))
 }
@@ -205,7 +219,7 @@ fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin, had_lock: bool) -> Res
         // Only the holder of the lock may end it.
         return Ok(None);
     }
-    if host.next_expiry_ms(pin.absolute_ms()) > pin.expiry_ms() + host.touch_step_ms() {
+    if is_touch_due(host, pin.expiry_ms(), pin.absolute_ms()) {
         touch_if_free(host, &cookie.id)?;
     }
     let Some(info) = host.cache.find(&cookie.id)? else { return Ok(None) };
@@ -243,21 +257,32 @@ pub(super) fn is_expired(host: &Host, info: &EntryInfo) -> bool {
 
 /// Moves the expiry if it is due, in the cache and in the copies (R13).
 pub(super) fn touch(host: &Host, hold: &mut Hold, facts: &mut Facts) -> Result<bool> {
-    let expiry_ms = host.next_expiry_ms(facts.absolute_ms);
-    if expiry_ms <= facts.expiry_ms + host.touch_step_ms() {
-        return Ok(false);
+    let Some(before) = raise(host, hold, facts)? else { return Ok(false) };
+    let reach =
+        protect(host, hold, &host.plan(), &facts.stamp(), Cargo::Missing { same_since: Some(before) })?;
+    facts.copies = reach.copies;
+    Ok(true)
+}
+
+/// Whether the expiry is due to be moved.
+fn is_touch_due(host: &Host, expiry_ms: u64, absolute_ms: u64) -> bool {
+    host.next_expiry_ms(absolute_ms) > expiry_ms + host.touch_step_ms()
+}
+
+/// Moves the expiry in the cache if it is due, and gives the version before.
+pub(super) fn raise(host: &Host, hold: &mut Hold, facts: &mut Facts) -> Result<Option<Version>> {
+    if !is_touch_due(host, facts.expiry_ms, facts.absolute_ms) {
+        return Ok(None);
     }
+    let expiry_ms = host.next_expiry_ms(facts.absolute_ms);
     let before = facts.version;
     let raised = Version { counter: before.counter + 1, ..before };
     let version = if holds(Rule::R13Touch) { raised } else { before };
     hold.touch(version, expiry_ms)?;
-    let stamp = Stamp { id: facts.id, version, expiry_ms };
-    let reach = protect(host, hold, &host.plan(), &stamp, Cargo::Missing { same_since: Some(before) })?;
     host.count(Counter::Touches, 1);
     facts.version = version;
     facts.expiry_ms = expiry_ms;
-    facts.copies = reach.copies;
-    Ok(true)
+    Ok(Some(before))
 }
 
 /// What a snapshot says, with the copies that count by this view (R6).
@@ -300,9 +325,23 @@ pub(super) fn timed_out(host: &Host, what: &str) -> Error {
 }
 
 /// Whether tombstones need neither a control call nor a wait: nobody else can have a copy, and every link is
-/// open.
+/// open and acks at once.
 fn can_end_at_once(host: &Host, adopted: bool) -> bool {
-    !adopted && host.plan().is_linked()
+    let plan = host.plan();
+    !adopted && plan.is_linked() && !plan.is_slow()
+}
+
+/// Whether what comes after the grant of this lock needs a thread that may block: the end of a session, or a
+/// touch over a link that does not ack at once.
+pub(super) fn must_block(host: &Host, hold: &Hold) -> Result<bool> {
+    let info = hold.info()?;
+    if info.state != EntryState::Live {
+        return Ok(false);
+    }
+    if is_expired(host, &info) {
+        return Ok(!can_end_at_once(host, info.adopted));
+    }
+    Ok(is_touch_due(host, info.expiry_ms, info.absolute_ms) && host.plan().is_slow())
 }
 
 impl OpenSession {

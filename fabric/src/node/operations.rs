@@ -6,6 +6,8 @@
 //! need a worker to let go.
 
 use super::attachment::Attachment;
+use super::commit::{Commit, UnderWay};
+use super::finisher::{self, Finisher};
 use super::host::Host;
 use super::open::{self, Found, OpenSession, Step, lock_lost, timed_out};
 use super::session::{Ack, Committed};
@@ -54,6 +56,7 @@ pub(super) struct Operations {
     jobs_changed: Condvar,
     waits: Mutex<Waits>,
     waits_changed: Condvar,
+    finisher: Finisher,
 }
 
 #[derive(Default)]
@@ -100,6 +103,7 @@ impl Operations {
             jobs_changed: Condvar::new(),
             waits: Mutex::default(),
             waits_changed: Condvar::new(),
+            finisher: Finisher::default(),
         })
     }
 
@@ -133,6 +137,7 @@ impl Operations {
         drop((jobs, waits, completions));
         self.jobs_changed.notify_all();
         self.waits_changed.notify_all();
+        self.finisher.stop(crate::limits::WAIT);
         // Each job is bounded; sessions inside them must be gone before the process leaves its segment.
         let bound = Instant::now() + crate::limits::WAIT;
         while Instant::now() < bound {
@@ -266,6 +271,10 @@ impl Operations {
             }
             Ok(HoldState::Waiting) => Err(timed_out(&host, "the session's lock")),
             Ok(HoldState::Revoked) => Err(lock_lost()),
+            Ok(HoldState::Granted) if open::must_block(&host, &hold).unwrap_or(false) => {
+                self.submit_granted(attachment, opening, host, hold);
+                return None;
+            }
             Ok(HoldState::Granted) => {
                 match open::granted(&host, &opening.cookie, opening.mode, hold, false) {
                     Ok(Some(found)) => Ok(found),
@@ -287,6 +296,24 @@ impl Operations {
             attachment,
             Box::new(move |attachment| attachment.operations.open_slowly(attachment, opening)),
         );
+    }
+
+    /// Goes on with an open whose lock was granted, on a thread that may block.
+    fn submit_granted(&self, attachment: &Arc<Attachment>, opening: Opening, host: Arc<Host>, hold: Hold) {
+        let job = move |attachment: &Arc<Attachment>| {
+            let operations = &attachment.operations;
+            if operations.is_cancelled(opening.op) {
+                return;
+            }
+            match open::granted(&host, &opening.cookie, opening.mode, hold, true) {
+                Ok(None) => operations.open_slowly(attachment, opening),
+                found => {
+                    let found = found.map(|found| found.unwrap_or(Found::Missing));
+                    operations.complete(opening.op, opening.user_data, Ended::Opened(found));
+                }
+            }
+        };
+        self.submit(attachment, Box::new(job));
     }
 
     /// An open on a worker thread: joins, fetches, ends expired sessions, but leaves waits for locks to the
@@ -371,7 +398,7 @@ impl Operations {
         Begun::Pending(op)
     }
 
-    /// Begins a commit: pending only while a link or the first mandate is missing.
+    /// Begins a commit: pending while a link or the first mandate is missing, or while its pushes are under way.
     pub fn commit(
         &self,
         attachment: &Arc<Attachment>,
@@ -380,13 +407,44 @@ impl Operations {
         user_data: u64,
     ) -> Begun {
         if !commit::must_wait(&session.host, session.facts.id, ack) {
-            let committed = session.commit(ack);
-            return Begun::Now(Ended::Committed(session, committed));
+            return match session.commit_now() {
+                Ok(Commit::UnderWay(under_way)) => self.finish(attachment, session, under_way, user_data),
+                Ok(Commit::Ended(committed)) => Begun::Now(Ended::Committed(session, Ok(committed))),
+                Err(error) => Begun::Now(Ended::Committed(session, Err(error))),
+            };
         }
         self.run(attachment, user_data, move || {
             let committed = session.commit(ack);
             Ended::Committed(session, committed)
         })
+    }
+
+    /// Leaves a commit to the finishing thread.
+    fn finish(
+        &self,
+        attachment: &Arc<Attachment>,
+        session: OpenSession,
+        under_way: UnderWay,
+        user_data: u64,
+    ) -> Begun {
+        let op = self.begin();
+        let start = || {
+            let attachment = attachment.clone();
+            let finisher = std::thread::Builder::new().name("selvage-finisher".into()).spawn(move || {
+                let operations = &attachment.operations;
+                operations.finisher.run(|op, user_data, ended| operations.complete(op, user_data, ended));
+            });
+            finisher.inspect_err(|error| tracing::error!(%error, "cannot start the finishing thread")).is_ok()
+        };
+        match self.finisher.take(finisher::Commit { op, user_data, under_way, session }, start) {
+            None => Begun::Pending(op),
+            Some(commit) => {
+                // There is no thread to be had: wait here.
+                self.cancel(op);
+                let (_, _, ended) = commit.end();
+                Begun::Now(ended)
+            }
+        }
     }
 
     /// Begins to destroy a session: pending if a server must be talked to or waited for.

@@ -2,12 +2,13 @@
 //! in for.
 
 pub use super::lifeline::Lifeline;
+use super::opener::{Opener, Way};
+use crate::config::Config;
 use crate::control::message::{FetchedArchive, FromServer, Role, ToServer};
 use crate::control::stream::{Stream, refusal_error};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId};
 use crate::limits::HELLO_WAIT;
-use crate::transport::shm;
 use crate::transport::{Link, Region};
 use crate::view::{ServerEntry, View};
 use std::collections::HashMap;
@@ -50,15 +51,23 @@ pub trait Servers: Send + Sync {
     /// # Errors
     /// As [`Self::call`].
     fn fetch(&self, server: &ServerEntry, ids: Vec<SessionId>) -> Result<Vec<FetchedArchive>> {
-        match self.call(server, &ToServer::Fetch { ids })? {
-            FromServer::Archives(archives) => Ok(archives),
-            _ => Err(unexpected(server, "archives")),
-        }
+        fetch_by_control(self, server, ids)
     }
 
     /// Forgets connections to servers that are not in the view.
     fn retain(&self, view: &View) {
         let _ = view;
+    }
+}
+
+fn fetch_by_control<S: Servers + ?Sized>(
+    servers: &S,
+    server: &ServerEntry,
+    ids: Vec<SessionId>,
+) -> Result<Vec<FetchedArchive>> {
+    match servers.call(server, &ToServer::Fetch { ids })? {
+        FromServer::Archives(archives) => Ok(archives),
+        _ => Err(unexpected(server, "archives")),
     }
 }
 
@@ -71,18 +80,21 @@ pub struct UnixServers {
     node: String,
     incarnation: Incarnation,
     timeout: Duration,
+    opener: Opener,
     /// Idle connections by server incarnation.
     idle: Mutex<HashMap<Incarnation, Vec<Stream>>>,
 }
 
 impl UnixServers {
-    /// For one incarnation of the node; a call waits at most `timeout`.
-    pub fn new(cluster: &str, node: &str, incarnation: Incarnation, timeout: Duration) -> Self {
+    /// For one incarnation of the node; a call waits no longer than a request may.
+    pub fn new(config: &Config, node: &str, incarnation: Incarnation) -> Self {
+        let timeout = Duration::from_millis(config.session.wait_ms).min(HELLO_WAIT);
         Self {
-            cluster: cluster.to_owned(),
+            cluster: config.cluster.name.clone(),
             node: node.to_owned(),
             incarnation,
-            timeout: timeout.min(HELLO_WAIT),
+            timeout,
+            opener: Opener::new(config, incarnation, timeout),
             idle: Mutex::new(HashMap::new()),
         }
     }
@@ -140,24 +152,24 @@ impl Servers for UnixServers {
         Ok(self.request(server, request)?.0)
     }
 
-    fn open_link(&self, server: &ServerEntry, _cache: &Arc<dyn Region>) -> Result<OpenedLink> {
-        let (FromServer::Lease { lease, server: incarnation, .. }, Some(fd)) =
-            self.request(server, &ToServer::Lease)?
-        else {
-            return Err(unexpected(server, "a lease"));
-        };
-        if incarnation != server.incarnation {
-            return Err(unexpected(server, "the lease of the view's incarnation"));
+    fn open_link(&self, server: &ServerEntry, cache: &Arc<dyn Region>) -> Result<OpenedLink> {
+        let way = Way { stream: self.connect(server)?, same_host: true, local: None };
+        let (opened, stream) = self.opener.open(server, way, cache)?;
+        if let Some(stream) = stream {
+            self.keep(server, stream);
         }
-        let link = shm::map(fd, self.incarnation, incarnation).map_err(|error| match error.kind {
-            // Only a refusal may end this incarnation.
-            ErrorKind::OwnershipLost => Error::new(ErrorKind::Corrupt, Origin::Node, error.to_string()),
-            _ => error,
-        })?;
-        Ok(OpenedLink { link: Arc::new(link), lease, number: None, lifeline: None })
+        Ok(opened)
+    }
+
+    fn fetch(&self, server: &ServerEntry, ids: Vec<SessionId>) -> Result<Vec<FetchedArchive>> {
+        match self.opener.fetch_staged(server, &ids) {
+            Some(archives) => Ok(archives),
+            None => fetch_by_control(self, server, ids),
+        }
     }
 
     fn retain(&self, view: &View) {
+        self.opener.retain(view);
         self.lock_idle().retain(|incarnation, _| view.server(*incarnation).is_some());
     }
 }
