@@ -5,4 +5,7 @@ mod basics;
 #[cfg(feature = "mutants")]
 mod rules;
 #[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "some of it serves the rules' tests only"))]
+mod slow;
+mod slow_links;
+#[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "some of it serves the rules' tests only"))]
 mod world;

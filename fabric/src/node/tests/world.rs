@@ -2,6 +2,7 @@
 //! server; a clock that the test moves. Nothing happens by itself: the test publishes views, sweeps and
 //! adopts.
 
+use super::slow::{SlowLink, Slowness, Wire};
 use crate::archive::{ArchiveLimits, Value, ValueRef};
 use crate::cache::{Cache, CacheSpec};
 use crate::config::Config;
@@ -67,6 +68,12 @@ pub struct TestServer {
     pub slots: u32,
     /// Gives the second session's archive for the first.
     pub instead: Option<(SessionId, SessionId)>,
+    /// Its links behave as RDMA does.
+    pub slowness: Option<Slowness>,
+    /// Links of that kind, in the order of their numbers, from 1.
+    pub wires: Vec<Arc<Wire>>,
+    /// Destroys its end of a link when asked whether it is gone, if the node has ended its lifeline.
+    pub notices_ends: bool,
 }
 
 impl TestServer {
@@ -145,7 +152,15 @@ impl TestServer {
                 }
                 ("destroyed", FromServer::Done)
             }
-            ToServer::ProcessGone { .. } => ("gone", FromServer::Gone(true)),
+            ToServer::ProcessGone { link: None, .. } => ("gone", FromServer::Gone(true)),
+            ToServer::ProcessGone { link: Some(number), .. } => {
+                let wire = &self.wires[*number as usize - 1];
+                let gone = self.notices_ends && wire.is_abandoned();
+                if gone {
+                    wire.destroy();
+                }
+                ("link gone", FromServer::Gone(gone))
+            }
             ToServer::Beat
             | ToServer::SetView(_)
             | ToServer::Lease
@@ -188,9 +203,18 @@ impl TestServer {
         })
     }
 
-    fn grant(&mut self, config: &Config, node: &str, incarnation: Incarnation) -> Result<OpenedLink> {
+    fn grant(
+        &mut self,
+        config: &Config,
+        node: &str,
+        incarnation: Incarnation,
+        cache: &Arc<dyn Region>,
+    ) -> Result<OpenedLink> {
         if self.is_down {
             return Err(Error::new(ErrorKind::Unreachable, Origin::Server, "down"));
+        }
+        if self.nodes.values().any(|sealed| *sealed == incarnation) {
+            return Err(Error::new(ErrorKind::OwnershipLost, Origin::Server, "the incarnation is over"));
         }
         let number = self.leases.len() as u64 + 1;
         if !self.leases.contains_key(&incarnation) {
@@ -210,6 +234,13 @@ impl TestServer {
         let lease = &self.leases[&incarnation];
         let fd = lease.lease.fd().try_clone_to_owned().unwrap();
         let link = shm::map(fd, incarnation, self.incarnation)?;
+        if let Some(slowness) = self.slowness {
+            let (wire, lifeline) = Wire::new(link, cache.clone(), slowness);
+            self.wires.push(wire.clone());
+            let number = Some(self.wires.len() as u64);
+            let link = Arc::new(SlowLink(wire));
+            return Ok(OpenedLink { link, lease: lease.number, number, lifeline: Some(lifeline) });
+        }
         Ok(OpenedLink { link: Arc::new(link), lease: lease.number, number: None, lifeline: None })
     }
 }
@@ -229,9 +260,10 @@ impl Servers for NodesServers {
         self.all.lock().unwrap().get_mut(&server.incarnation).unwrap().answer(self.incarnation, request)
     }
 
-    fn open_link(&self, server: &ServerEntry, _cache: &Arc<dyn Region>) -> Result<OpenedLink> {
+    fn open_link(&self, server: &ServerEntry, cache: &Arc<dyn Region>) -> Result<OpenedLink> {
         let mut all = self.all.lock().unwrap();
-        all.get_mut(&server.incarnation).unwrap().grant(&self.config, &self.node, self.incarnation)
+        let server = all.get_mut(&server.incarnation).unwrap();
+        server.grant(&self.config, &self.node, self.incarnation, cache)
     }
 }
 
@@ -242,6 +274,8 @@ pub struct World {
     servers: AllServers,
     pub nodes: HashMap<String, Arc<Host>>,
     next_incarnation: u64,
+    /// Of the servers that are added.
+    pub slowness: Option<Slowness>,
 }
 
 impl World {
@@ -250,7 +284,17 @@ impl World {
         Self::with(servers, nodes, copies, "wait_ms = 100")
     }
 
+    /// The same, with links that behave as RDMA does.
+    pub fn slow(servers: usize, nodes: usize, copies: u32, wait_ms: u64, slowness: Slowness) -> Self {
+        let session = format!("wait_ms = {wait_ms}");
+        Self::make(servers, nodes, copies, &session, Some(slowness))
+    }
+
     pub fn with(servers: usize, nodes: usize, copies: u32, session: &str) -> Self {
+        Self::make(servers, nodes, copies, session, None)
+    }
+
+    fn make(servers: usize, nodes: usize, copies: u32, session: &str, slowness: Option<Slowness>) -> Self {
         let mut text = format!(
             "[cluster]\nname = \"t\"\nrun_dir = \"/nowhere\"\ncopies = {copies}\n\
              cookie_keys = [\"{}\"]\n[director]\n[session]\narchive_bytes_max = 65536\n{session}\n\
@@ -272,6 +316,7 @@ impl World {
             servers: AllServers::default(),
             nodes: HashMap::new(),
             next_incarnation: 100,
+            slowness,
         };
         for server in 1..=servers {
             world.add_server(&format!("s{server}"));
@@ -301,7 +346,8 @@ impl World {
         });
         self.view.servers.sort_by(|a, b| a.name.cmp(&b.name));
         let slots = self.config.memory.sessions_max;
-        let server = TestServer { incarnation, slots, ..TestServer::default() };
+        let (slowness, notices_ends) = (self.slowness, true);
+        let server = TestServer { incarnation, slots, slowness, notices_ends, ..TestServer::default() };
         self.servers.lock().unwrap().insert(incarnation, server);
         incarnation
     }
@@ -404,6 +450,11 @@ impl World {
             dead.sealed |= dead.incarnation == incarnation;
         }
         self.publish();
+    }
+
+    /// The newest link of a server.
+    pub fn wire(&self, server: &str) -> Arc<Wire> {
+        self.on_server(server, |server| server.wires.last().unwrap().clone())
     }
 
     pub fn sweep(&self, name: &str) -> Swept {

@@ -1,0 +1,319 @@
+//! Links whose pushes end later, as over RDMA.
+
+use super::slow::Slowness;
+use super::world::{World, change, create, find, number, open};
+use crate::error::ErrorKind;
+use crate::ident::Cookie;
+use crate::node::commit::Commit;
+use crate::node::finisher::{self, Finisher};
+use crate::node::host::{Host, LinkState};
+use crate::node::links::LinkKeeper;
+use crate::node::open::Found;
+use crate::node::operations::Ended;
+use crate::node::{OpId, Short};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const FAST: Slowness = Slowness { latency: Duration::ZERO, held: false, depth: usize::MAX };
+const HELD: Slowness = Slowness { held: true, ..FAST };
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn latency(latency: Duration) -> Slowness {
+    Slowness { latency, ..FAST }
+}
+
+fn copies(host: &Arc<Host>, cookie: &Cookie, number: i64) -> u32 {
+    change(host, cookie, number).unwrap().copies
+}
+
+#[test]
+fn sessions_survive_their_host_over_links_that_ack_later() {
+    let mut world = World::slow(2, 2, 2, 2000, latency(Duration::from_micros(200)));
+    let n1 = world.host("n1");
+    let cookies: Vec<_> = (0..20).map(|number| create(&n1, number).0).collect();
+    for (number, cookie) in (100..).zip(&cookies) {
+        assert_eq!(copies(&n1, cookie, number), 2);
+    }
+    open(&n1, &cookies[0]).destroy().unwrap();
+    let dead = world.end_node("n1");
+    let n2 = world.host("n2");
+    assert!(matches!(find(&n2, &cookies[0]), Ok(Found::Missing)));
+    let mut adopted = world.adopt("n2", dead);
+    while !adopted.complete {
+        adopted = world.adopt("n2", dead);
+    }
+    for (expected, cookie) in (101..).zip(&cookies[1..]) {
+        assert_eq!((number(&n2, cookie), open(&n2, cookie).facts.copies), (Ok(expected), 2));
+    }
+}
+
+#[test]
+fn both_copies_are_under_way_at_once() {
+    let world = World::slow(2, 1, 2, 2000, FAST);
+    let host = world.host("n1");
+    let (cookie, _) = create(&host, 1);
+    for server in ["s1", "s2"] {
+        world.wire(server).set(latency(ms(40)));
+    }
+    let began = Instant::now();
+    assert_eq!(copies(&host, &cookie, 2), 2);
+    let took = began.elapsed();
+    assert!(took >= ms(40) && took < ms(70), "two pushes of 40 ms took {took:?}");
+    let began = Instant::now();
+    open(&host, &cookie).destroy().unwrap();
+    assert!(began.elapsed() < ms(75), "two tombstones of 40 ms took {:?}", began.elapsed());
+}
+
+#[test]
+fn copies_again_keep_many_pushes_under_way() {
+    let mut world = World::slow(1, 1, 1, 2000, FAST);
+    let host = world.host("n1");
+    let count = 600;
+    for number in 0..count {
+        create(&host, number);
+    }
+    world.drop_server("s1");
+    let delay = ms(2);
+    world.slowness = Some(latency(delay));
+    world.add_server("s2");
+    world.publish();
+    let began = Instant::now();
+    let swept = world.sweep("n1");
+    let took = began.elapsed();
+    assert_eq!((swept.copied, swept.complete), (count as u64, true));
+    let one_by_one = delay * count as u32;
+    println!("{count} sessions over a link of {delay:?}: {took:?}, one by one {one_by_one:?}");
+    assert!(took < one_by_one / 6, "{took:?}");
+    assert_eq!(world.wire("s2").most_at_once(), 32, "a quarter of what a link takes");
+}
+
+#[test]
+fn a_link_that_is_full_is_waited_for() {
+    let world = World::slow(1, 1, 1, 5000, FAST);
+    let host = world.host("n1");
+    let cookies: Vec<_> = (0..4).map(|number| create(&host, number).0).collect();
+    world.wire("s1").set(Slowness { latency: ms(5), depth: 1, ..FAST });
+    std::thread::scope(|scope| {
+        for cookie in &cookies {
+            scope.spawn(|| assert_eq!(copies(&host, cookie, 9), 1));
+        }
+    });
+    assert!(host.cache.quarantined().is_empty());
+    assert_eq!(world.wire("s1").most_at_once(), 1);
+}
+
+#[test]
+fn a_server_that_leaves_the_view_is_not_waited_for() {
+    let mut world = World::slow(2, 1, 2, 20_000, FAST);
+    let host = world.host("n1");
+    let (cookie, _) = create(&host, 1);
+    world.wire("s1").set(HELD);
+    let began = Instant::now();
+    let committed = std::thread::scope(|scope| {
+        let commit = scope.spawn(|| change(&host, &cookie, 2).unwrap());
+        std::thread::sleep(ms(50));
+        world.drop_server("s1");
+        world.publish();
+        commit.join().unwrap()
+    });
+    assert_eq!(committed.copies, 1);
+    assert!(began.elapsed() < ms(1000), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_lost_link_leaves_the_plan_says_why_and_comes_back() {
+    let world = World::slow(1, 1, 1, 5000, FAST);
+    let host = world.host("n1");
+    let (cookie, _) = create(&host, 1);
+    let mut keeper = LinkKeeper::default();
+    let report = |keeper: &mut LinkKeeper| keeper.report(&host.plan(), 0).remove(0);
+    assert_eq!(report(&mut keeper).detail, "a slow wire");
+    let wire = world.wire("s1");
+    wire.set(HELD);
+    let began = Instant::now();
+    let committed = std::thread::scope(|scope| {
+        let commit = scope.spawn(|| change(&host, &cookie, 2).unwrap());
+        std::thread::sleep(ms(20));
+        wire.cut();
+        commit.join().unwrap()
+    });
+    assert_eq!((committed.copies, committed.short), (0, Some(Short::Servers)));
+    assert!(began.elapsed() < ms(1000), "{:?}", began.elapsed());
+    let lost = report(&mut keeper);
+    assert_eq!((lost.transport, lost.detail.as_str()), (None, "the connection has failed"));
+    assert!(wire.is_abandoned(), "the server is not told to destroy its end");
+    // Nobody waits for it, and no slot is spent on it.
+    assert_eq!(copies(&host, &cookie, 3), 0);
+    assert_eq!(host.cache.quarantined().len(), 1);
+    assert!(host.open_links(true));
+    let swept = world.sweep("n1");
+    assert_eq!((swept.copied, open(&host, &cookie).facts.copies), (1, 1));
+    // The process lives on; the server has destroyed that link, and its slot is free again.
+    assert_eq!(host.cache.quarantined().len(), 0);
+}
+
+#[test]
+fn a_link_that_breaks_while_nobody_uses_it_is_noticed() {
+    let world = World::slow(2, 1, 2, 5000, FAST);
+    let host = world.host("n1");
+    let failed = |server: &str| {
+        let plan = host.plan();
+        let (_, link) = plan.links().find(|(entry, _)| entry.name == server).unwrap();
+        matches!(link, LinkState::Failed(_))
+    };
+    world.wire("s1").cut();
+    host.watch_links();
+    assert!(failed("s1") && !failed("s2"));
+    // A server process that dies takes its end of the lifeline with it.
+    world.wire("s2").hang_up();
+    host.watch_links();
+    assert!(failed("s2"));
+    assert!(host.open_links(true));
+}
+
+/// The zombie learns it by asking: within milliseconds, and from no hardware's word.
+#[test]
+fn a_revoked_node_asks_and_stops_acking() {
+    let mut slowest = Duration::ZERO;
+    for _ in 0..5 {
+        let world = World::slow(2, 1, 2, 5000, FAST);
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        // Its view does not know yet that this incarnation is over; one server has sealed by it.
+        let mut keeper = LinkKeeper::default();
+        let (bell, rung) = std::sync::mpsc::channel();
+        host.set_alarm(move || {
+            let _ = bell.send(());
+        });
+        world.on_server("s1", |server| server.seal(host.incarnation()));
+        let began = Instant::now();
+        let committed = change(&host, &cookie, 2).unwrap();
+        assert_eq!(committed.copies, 1, "the other server's ack counts: its seal finds it");
+        rung.recv_timeout(ms(1000)).unwrap();
+        keeper.tend(&host, true);
+        while !host.cache.is_poisoned() {
+            assert!(began.elapsed() < ms(1000), "the node does not notice");
+            std::thread::yield_now();
+        }
+        slowest = slowest.max(began.elapsed());
+        keeper.join();
+        assert_eq!(change(&host, &cookie, 3).unwrap_err().kind, ErrorKind::OwnershipLost);
+    }
+    println!("from the seal to the end of the zombie's acks: {slowest:?} at most");
+    assert!(slowest < ms(50), "{slowest:?}");
+}
+
+#[test]
+fn a_revoked_link_of_a_dying_server_ends_nothing() {
+    let world = World::slow(2, 1, 2, 5000, FAST);
+    let host = world.host("n1");
+    let (cookie, _) = create(&host, 1);
+    world.on_server("s1", |server| {
+        server.set_seal_word(host.incarnation());
+        server.is_down = true;
+    });
+    assert_eq!(copies(&host, &cookie, 2), 1);
+    assert!(!host.open_links(true));
+    assert!(!host.cache.is_poisoned());
+    assert_eq!(copies(&host, &cookie, 3), 1);
+}
+
+#[test]
+fn a_commit_that_must_not_wait_is_finished_by_the_thread_that_does() {
+    let world = World::slow(2, 1, 2, 5000, FAST);
+    let host = world.host("n1");
+    let cookies: Vec<_> = (0..50).map(|number| create(&host, number).0).collect();
+    for server in ["s1", "s2"] {
+        world.wire(server).set(latency(ms(20)));
+    }
+    let finisher = Finisher::default();
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let began = Instant::now();
+        for (op, cookie) in (1..).zip(&cookies) {
+            let mut session = open(&host, cookie);
+            session.incr("n", 1000).unwrap();
+            let before = Instant::now();
+            let Commit::UnderWay(under_way) = session.commit_now().unwrap() else {
+                panic!("20 ms have not passed yet")
+            };
+            assert!(before.elapsed() < ms(10), "the caller was kept {:?}", before.elapsed());
+            let commit = finisher::Commit { op: OpId(op), user_data: op * 2, under_way, session };
+            let start = || {
+                let (finisher, done) = (&finisher, done.clone());
+                scope.spawn(move || finisher.run(|op, data, end| drop(done.send((op, data, end)))));
+                true
+            };
+            assert!(finisher.take(commit, start).is_none());
+        }
+        let mut ops: Vec<u64> = Vec::new();
+        for _ in &cookies {
+            let (op, user_data, end) = ended.recv_timeout(ms(5000)).unwrap();
+            let Ended::Committed(_, committed) = end else { panic!("not a commit's end") };
+            assert_eq!((committed.unwrap().copies, user_data), (2, op.0 * 2));
+            ops.push(op.0);
+        }
+        let took = began.elapsed();
+        assert!(took < ms(20) * cookies.len() as u32 / 4, "one after the other: {took:?}");
+        ops.sort_unstable();
+        assert_eq!(ops, (1..=50).collect::<Vec<_>>());
+        finisher.stop(ms(1000));
+    });
+    for (expected, cookie) in (1000..).zip(&cookies) {
+        assert_eq!(number(&host, cookie), Ok(expected));
+    }
+}
+
+#[test]
+fn commits_under_way_are_given_up_when_the_process_leaves() {
+    let world = World::slow(1, 1, 1, 20_000, FAST);
+    let host = world.host("n1");
+    let (cookie, _) = create(&host, 1);
+    world.wire("s1").set(HELD);
+    let finisher = Finisher::default();
+    std::thread::scope(|scope| {
+        let mut session = open(&host, &cookie);
+        session.incr("n", 1).unwrap();
+        let Commit::UnderWay(under_way) = session.commit_now().unwrap() else { panic!("nothing acks") };
+        let commit = finisher::Commit { op: OpId(1), user_data: 0, under_way, session };
+        let start = || {
+            scope.spawn(|| finisher.run(|_, _, _| panic!("nothing has ended")));
+            true
+        };
+        assert!(finisher.take(commit, start).is_none());
+        let began = Instant::now();
+        finisher.stop(ms(5000));
+        assert!(began.elapsed() < ms(1000), "{:?}", began.elapsed());
+    });
+    // What it left open is in quarantine, and the session is free.
+    assert_eq!(host.cache.quarantined().len(), 1);
+    assert_eq!(number(&host, &cookie), Ok(2));
+}
+
+#[test]
+fn an_asynchronous_open_leaves_a_touch_to_a_thread_that_may_wait() {
+    use crate::node::OpenMode;
+    use crate::node::open::{Step, begin, granted, must_block};
+    let world = World::slow(1, 1, 1, 5000, FAST);
+    let host = world.host("n1");
+    let (cookie, _) = create(&host, 1);
+    let found = |step| matches!(step, Ok(Step::Found(Found::Session(_))));
+    for mode in [OpenMode::Exclusive, OpenMode::ReadOnly] {
+        assert!(found(begin(&host, &cookie, mode, false)));
+    }
+    world.clock.advance_ms(host.touch_step_ms() + 1000);
+    world.mandate("n1");
+    for mode in [OpenMode::Exclusive, OpenMode::ReadOnly] {
+        assert!(matches!(begin(&host, &cookie, mode, false), Ok(Step::Slow)), "{mode:?}");
+    }
+    let crate::cache::Opened::Granted(hold) = host.cache.open_exclusive(&cookie.id).unwrap() else {
+        panic!("nobody else has it")
+    };
+    assert!(must_block(&host, &hold).unwrap());
+    let touched = granted(&host, &cookie, OpenMode::Exclusive, hold, true).unwrap();
+    let Some(Found::Session(session)) = touched else { panic!("it lives") };
+    assert_eq!((session.facts.version.counter, session.facts.copies), (2, 1));
+}
