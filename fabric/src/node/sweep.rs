@@ -88,7 +88,7 @@ pub(super) fn sweep(host: &Host, pace: &mut Pace<'_>) -> Result<Swept> {
             need => {
                 round.begin(&info, need)?;
                 // Nothing is kept locked over a pause.
-                round.run(if pace.is_early(1) { 0 } else { window(host) })?;
+                round.run(if pace.is_early(1) { 0 } else { window(host) - 1 })?;
                 if !pace.step(1) {
                     round.run(0)?;
                     return Ok(Swept { complete: false, ..round.swept });

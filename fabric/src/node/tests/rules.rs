@@ -1,5 +1,6 @@
 //! The node's part of the protocol rules: each scenario passes with its rule and fails without it.
 
+use super::slow::{Slowness, Wire};
 use super::world::{World, change, create, find, number, open};
 use crate::cache::{EntryState, Opened, PushKind};
 use crate::error::ErrorKind;
@@ -339,5 +340,162 @@ fn r15_a_new_id_ends_the_old_one_and_keeps_the_data() {
         world.end_node("n1");
         is_missing(&world.host("n2"), &old)?;
         expect(number(&world.host("n2"), &new), Ok(1))
+    });
+}
+
+/// Smallest blocks in a chunk of a heap, which is as many as are taken before one is taken again.
+const BLOCKS: i64 = 4096;
+
+/// A session with version 1 acked, whose version 2 was given up and may still arrive over the old link; a new
+/// link to the same lease is open.
+fn in_doubt() -> (World, Arc<Host>, Cookie, Arc<Wire>) {
+    let world = World::slow(1, 1, 1, 50, Slowness::default());
+    let host = world.host("n1");
+    let (cookie, _) = create(&host, 1);
+    let old = world.wire("s1");
+    old.set(Slowness { held: true, ..Slowness::default() });
+    assert_eq!(change(&host, &cookie, 2).unwrap().copies, 0);
+    assert!(host.open_links(true));
+    (world, host, cookie, old)
+}
+
+/// What a new host finds when this one dies now.
+fn recovered(mut world: World, cookie: &Cookie) -> Result<i64, String> {
+    let dead = world.end_node("n1");
+    let n2 = world.add_node("n2");
+    world.publish();
+    assert_ne!(n2.incarnation(), dead);
+    number(&n2, cookie)
+}
+
+#[test]
+fn r4_a_push_that_was_given_up_may_land_late_and_changes_nothing() {
+    assert_teeth(Rule::R4FreshSlot, || {
+        let (world, host, cookie, old) = in_doubt();
+        expect(change(&host, &cookie, 3).map(|committed| committed.copies).ok(), Some(1))?;
+        expect(old.land_late(), 1)?;
+        expect(recovered(world, &cookie), Ok(3))
+    });
+}
+
+#[test]
+fn r4_a_slot_in_doubt_is_free_when_its_link_is_destroyed_though_its_process_lives() {
+    assert_teeth(Rule::R4FreshSlot, || {
+        let (world, host, cookie, old) = in_doubt();
+        world.on_server("s1", |server| server.notices_ends = false);
+        world.sweep("n1");
+        expect(host.cache.quarantined().len(), 1)?;
+        expect(host.cache.quarantined()[0].link, Some(1))?;
+        // Until the server says so, it may arrive.
+        expect(old.land_late(), 1)?;
+        world.on_server("s1", |server| server.notices_ends = true);
+        world.sweep("n1");
+        expect(host.cache.quarantined().len(), 0)?;
+        expect(recovered(world, &cookie), Ok(2))
+    });
+}
+
+#[test]
+fn r4_moved_over_a_slot_in_doubt_is_itself_in_doubt_until_its_link_is_gone() {
+    let (world, host, _, _) = in_doubt();
+    let second = world.wire("s1");
+    second.set(Slowness { held: true, ..Slowness::default() });
+    world.sweep("n1");
+    let quarantined = host.cache.quarantined();
+    assert!(quarantined.iter().all(|slot| slot.link == Some(2)), "{quarantined:?}");
+    assert!(host.open_links(true));
+    world.on_server("s1", |server| server.notices_ends = false);
+    world.sweep("n1");
+    assert!(!host.cache.quarantined().is_empty(), "the second link may still write \"moved\" there");
+    world.on_server("s1", |server| server.notices_ends = true);
+    world.sweep("n1");
+    assert!(host.cache.quarantined().is_empty());
+    assert_eq!(second.land_late(), 0);
+}
+
+/// Invariant 11: a card that reads a block of the cache when it has passed to another session puts that
+/// session's bytes under the first one's cell. The cell counts for nothing.
+#[test]
+fn a_block_that_is_sent_late_harms_nobody() {
+    let (world, host, cookie, old) = in_doubt();
+    let before = old.would_send();
+    // Version 3 frees the block of version 2, and another session takes it.
+    assert_eq!(change(&host, &cookie, 3).unwrap().copies, 1);
+    let other = create(&host, 0).0;
+    let number_of_other = (1..2 * BLOCKS).find(|number| {
+        assert_eq!(change(&host, &other, *number).unwrap().copies, 1);
+        old.would_send() != before
+    });
+    let number_of_other = number_of_other.expect("the block is not used again");
+    assert_eq!(old.land_late(), 1);
+    let mut world = world;
+    world.end_node("n1");
+    let n2 = world.add_node("n2");
+    world.publish();
+    assert_eq!(number(&n2, &cookie), Ok(3));
+    assert_eq!(number(&n2, &other), Ok(number_of_other));
+}
+
+#[test]
+fn r7_a_block_sent_late_leaves_the_last_acked_version_whole() {
+    assert_teeth(Rule::R7Blocks, || {
+        let (world, host, cookie, old) = in_doubt();
+        // No later version is acked; what was acked is what counts, whatever others push and the card sends.
+        let other = create(&host, 0).0;
+        for number in 1..BLOCKS + 100 {
+            expect(change(&host, &other, number).map(|committed| committed.copies).ok(), Some(1))?;
+        }
+        old.garble();
+        expect(old.land_late(), 1)?;
+        expect(recovered(world, &cookie), Ok(1))
+    });
+}
+
+#[test]
+fn r2_a_seal_that_shows_as_a_revoked_link_ends_no_more_than_that_link() {
+    let world = World::slow(2, 1, 2, 1000, Slowness::default());
+    let host = world.host("n1");
+    let (cookie, _) = create(&host, 1);
+    world.on_server("s2", |server| server.set_seal_word(host.incarnation()));
+    assert_eq!(change(&host, &cookie, 2).unwrap().copies, 1);
+    assert!(!host.cache.is_poisoned(), "hardware cannot tell a seal from a death");
+    // The server's word can.
+    world.on_server("s2", |server| server.seal(host.incarnation()));
+    assert!(!host.open_links(true));
+    assert!(host.cache.is_poisoned());
+}
+
+#[test]
+fn r6_an_ack_of_a_life_that_left_the_view_counts_for_nothing() {
+    assert_teeth(Rule::R6AckIncarnation, || {
+        let mut world = World::slow(1, 1, 1, 1000, Slowness::default());
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        let old = world.wire("s1");
+        world.add_server("s1");
+        world.publish();
+        // The old life would still ack.
+        expect((open(&host, &cookie).facts.copies, old.land_late()), (0, 0))?;
+        expect(world.sweep("n1").copied, 1)?;
+        expect(open(&host, &cookie).facts.copies, 1)
+    });
+}
+
+#[test]
+fn r8_a_mandate_that_ends_while_a_push_is_under_way_takes_its_ack() {
+    assert_teeth(Rule::R8Mandate, || {
+        let world = World::slow(1, 1, 1, 1000, Slowness::default());
+        let host = world.host("n1");
+        let (cookie, _) = create(&host, 1);
+        let latency = std::time::Duration::from_millis(40);
+        world.wire("s1").set(Slowness { latency, ..Slowness::default() });
+        let committed = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(latency / 4);
+                world.clock.advance_ms(world.config.timing.mandate_ms);
+            });
+            change(&host, &cookie, 2).unwrap()
+        });
+        expect((committed.copies, committed.short), (0, Some(crate::node::Short::NoMandate)))
     });
 }

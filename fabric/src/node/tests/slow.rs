@@ -120,6 +120,20 @@ impl Wire {
         flights.iter().filter(|flight| self.land(flight) == Outcome::Acked).count()
     }
 
+    /// What would arrive if the card sent the first push that is under way now.
+    pub fn would_send(&self) -> Vec<u8> {
+        let state = self.state();
+        let (_, offset, bytes) = state.flights[0].block.unwrap();
+        self.read_cache(offset, bytes)
+    }
+
+    /// From now on the card finds other bytes where the archives lay: it reads 256 bytes further on.
+    pub fn garble(&self) {
+        for (_, offset, _) in self.state().flights.iter_mut().filter_map(|flight| flight.block.as_mut()) {
+            *offset += 256;
+        }
+    }
+
     /// The most pushes that were under way at once.
     pub fn most_at_once(&self) -> usize {
         self.state().most_at_once
