@@ -107,10 +107,9 @@ pub enum ToServer {
     Lease,
     /// Node: connects this process to its node's lease over RDMA. The connection that asks is the link's
     /// lifeline: when it ends, the server destroys the queue pair, and only then calls link and process gone
-    /// (R4: see `ProcessGone`).
-    /// One link per connection; the lease is made at the first call, as by `Lease`. Answered by
-    /// [`FromServer::Connected`]. A server without RDMA refuses with `Denied` and says why: `NotYet` would make
-    /// commits wait for it.
+    /// (R4: see `ProcessGone`). One link per connection; the lease is made at the first call, as by `Lease`.
+    /// Answered by [`FromServer::Connected`]. A server without RDMA refuses with `Denied` and says why:
+    /// `NotYet` would make commits wait for it.
     Connect {
         /// The node's end.
         offer: Endpoint,

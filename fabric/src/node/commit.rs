@@ -95,8 +95,8 @@ impl OpenSession {
         self.committed(reach, under_way.cargo)
     }
 
-    /// Puts the changes into the cache, and says what has to be pushed. Without changes: a touch if one is due,
-    /// and copies that are missing.
+    /// Puts the changes into the cache, and says what has to be pushed. Without changes: a touch if one is
+    /// due, and copies that are missing.
     fn change(&mut self) -> Result<Cargo> {
         let host = self.host.clone();
         if !self.is_changed() {

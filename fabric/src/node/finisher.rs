@@ -1,5 +1,5 @@
-//! [`Finisher`]: asynchronous commits whose pushes are still under way. One thread looks at all of them, so that
-//! any number can be under way at once, and none keeps the caller's event loop.
+//! [`Finisher`]: asynchronous commits whose pushes are still under way. One thread looks at all of them, so
+//! that any number can be under way at once, and none keeps the caller's event loop.
 
 use super::commit::UnderWay;
 use super::open::OpenSession;
@@ -7,8 +7,8 @@ use super::{OpId, operations::Ended};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long the thread sleeps at most before it looks at all commits again. It sleeps for the oldest, whose end
-/// usually comes first; this bounds what others lose where it does not, because its server is dying.
+/// How long the thread sleeps at most before it looks at all commits again. It sleeps for the oldest, whose
+/// end usually comes first; this bounds what others lose where it does not, because its server is dying.
 const REST: Duration = Duration::from_micros(200);
 
 /// A commit whose pushes are under way. Fields are dropped in order: the pushes are forgotten before the hold

@@ -131,8 +131,8 @@ impl Opener {
         Ok(OpenedLink { link, lease, number: Some(number), lifeline: Some(lifeline) })
     }
 
-    /// Archives of sealed sessions by large one-sided reads, as [`ToServer::Fetch`] would give them. `None`: there
-    /// is no link over RDMA, or it did not work; ask over control.
+    /// Archives of sealed sessions by large one-sided reads, as [`ToServer::Fetch`] would give them. `None`:
+    /// there is no link over RDMA, or it did not work; ask over control.
     pub fn fetch_staged(&self, server: &ServerEntry, ids: &[SessionId]) -> Option<Vec<FetchedArchive>> {
         let (link, lifeline) = {
             let lines = self.lock_lines();
@@ -189,7 +189,8 @@ fn is_refusal(error: &Error) -> bool {
     !matches!(error.kind, ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Corrupt | ErrorKind::Os)
 }
 
-/// Cuts what was read into its archives. Lengths come from the server: hostile until they add up (invariant 6).
+/// Cuts what was read into its archives. Lengths come from the server: hostile until they add up (invariant
+/// 6).
 fn cut(staged: Vec<StagedArchive>, mut bytes: &[u8]) -> Result<Vec<FetchedArchive>> {
     let corrupt = || {
         let what = "a server's staged archives are not as long as it says";

@@ -398,7 +398,8 @@ impl Operations {
         Begun::Pending(op)
     }
 
-    /// Begins a commit: pending while a link or the first mandate is missing, or while its pushes are under way.
+    /// Begins a commit: pending while a link or the first mandate is missing, or while its pushes are under
+    /// way.
     pub fn commit(
         &self,
         attachment: &Arc<Attachment>,

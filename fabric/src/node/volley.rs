@@ -113,7 +113,7 @@ impl<L: Borrow<Arc<Lane>>> Open<L> {
 /// or `Arc<Lane>` where they outlive the plan that they go by.
 ///
 /// Until they have landed the caller keeps the session's hold, and with it the archive, which some links send
-/// from where it lies (invariant 11). If a volley is dropped, its open pushes are left to the hold, whose
+/// from where it lies (invariant 18). If a volley is dropped, its open pushes are left to the hold, whose
 /// drop puts them into quarantine.
 pub struct Volley<L: Borrow<Arc<Lane>>> {
     open: [Option<Open<L>>; PLACES_MAX],

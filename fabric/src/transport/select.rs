@@ -13,7 +13,8 @@ pub struct Reach {
     pub no_rdma: Option<String>,
 }
 
-/// Chooses: shared memory on one host, else RDMA. `forced` must be possible; RDMA can be forced on one host, too.
+/// Chooses: shared memory on one host, else RDMA. `forced` must be possible; RDMA can be forced on one host,
+/// too.
 ///
 /// # Errors
 /// `Unreachable`, saying why, if no transport reaches the server or the forced one does not.

@@ -413,7 +413,7 @@ fn r4_moved_over_a_slot_in_doubt_is_itself_in_doubt_until_its_link_is_gone() {
     assert_eq!(second.land_late(), 0);
 }
 
-/// Invariant 11: a card that reads a block of the cache when it has passed to another session puts that
+/// Invariant 18: a card that reads a block of the cache when it has passed to another session puts that
 /// session's bytes under the first one's cell. The cell counts for nothing.
 #[test]
 fn a_block_that_is_sent_late_harms_nobody() {

@@ -1,6 +1,6 @@
-//! A link that behaves as RDMA does, over a real lease: pushes end later, archives are read from the cache when
-//! they are sent and not when they are posted, a seal shows as an error of the hardware, and what was given up
-//! may still arrive until the server has destroyed its end.
+//! A link that behaves as RDMA does, over a real lease: pushes end later, archives are read from the cache
+//! when they are sent and not when they are posted, a seal shows as an error of the hardware, and what was
+//! given up may still arrive until the server has destroyed its end.
 //!
 //! Unsafe code: reading the cache's segment as a network card does, past all its locks.
 
