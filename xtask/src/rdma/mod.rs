@@ -1,9 +1,11 @@
 //! `cargo x rdma-test` and `cargo x rdma-bench`: RDMA on whatever this host has.
 //!
-//! Two soft-RoCE devices are made on this host, if its kernel has soft-RoCE and this is root, and else in a
-//! guest. There is no third case: what cannot run is an error.
+//! Where this host has a device with an active port, it is used. Faults need devices whose network can be
+//! disturbed, so two soft-RoCE devices are made, too: on this host, if its kernel has soft-RoCE and this is
+//! root, and else in a guest. There is no further case: what cannot run is an error.
 
 pub mod bench;
+mod devices;
 mod pair;
 pub mod test;
 
@@ -17,8 +19,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+/// Names two devices that reach each other, when they are not `rxe0` and `rxe1`: `first,second`.
+const DEVICES_VARIABLE: &str = "SELVAGE_RDMA_DEVICES";
+
 /// Where two devices are that reach each other.
 pub enum Place {
+    /// Here: those that the host has, or one of them twice.
+    Devices(String, String),
     /// Here, for as long as this lives.
     Host(Pair),
     /// In a guest.
@@ -26,11 +33,17 @@ pub enum Place {
 }
 
 impl Place {
-    /// The best place that there is.
+    /// The host's own devices, if it has some that work.
+    pub fn devices() -> Option<Self> {
+        let active = devices::active(Path::new(devices::SYSFS));
+        devices::pair(&active).map(|(first, second)| Self::Devices(first.to_owned(), second.to_owned()))
+    }
+
+    /// The best place for soft-RoCE.
     ///
     /// # Errors
-    /// Neither this host nor a guest can have soft-RoCE.
-    pub fn choose() -> Result<Self> {
+    /// Neither this host nor a guest can have it.
+    pub fn soft() -> Result<Self> {
         match Pair::make() {
             Ok(pair) => Ok(Self::Host(pair)),
             Err(why) => {
@@ -43,6 +56,7 @@ impl Place {
     /// One line about it.
     pub fn description(&self) -> String {
         match self {
+            Self::Devices(first, second) => format!("this host, devices {first} and {second}"),
             Self::Host(pair) => pair.description(),
             Self::Guest(ground) => format!("a guest: {}", ground.description()),
         }
@@ -54,7 +68,11 @@ impl Place {
     /// It could not be run.
     pub fn run(&self, work: &Work, limit: Duration) -> Result<End> {
         match self {
-            Self::Host(_) => here(work, limit),
+            Self::Devices(first, second) => {
+                let variable = (DEVICES_VARIABLE, format!("{first},{second}"));
+                here(work, limit, &[variable])
+            }
+            Self::Host(_) => here(work, limit, &[]),
             Self::Guest(ground) => site(None, limit).run(ground, work),
         }
     }
@@ -66,12 +84,13 @@ fn site(hosts: Option<u8>, limit: Duration) -> Site {
 }
 
 /// Runs a program on this host.
-fn here(work: &Work, limit: Duration) -> Result<End> {
+fn here(work: &Work, limit: Duration, variables: &[(&str, String)]) -> Result<End> {
     let (program, arguments) = work.command.split_first().context("no program")?;
     // `timeout` ends the whole group, and with the status that guests are ended with.
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", &limit.as_secs().to_string()]).arg(program).args(arguments);
     command.envs(work.environment.iter().filter_map(|variable| variable.split_once('=')));
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
     if work.directory.is_dir() {
         command.current_dir(&work.directory);
     }
@@ -134,9 +153,10 @@ mod tests {
     #[test]
     fn a_program_here_has_a_limit_and_a_status() {
         let work = |script: &str| Work { command: line("sh".as_ref(), &["-c", script]), ..Work::default() };
-        let end = here(&work("echo said; exit 3"), Duration::from_secs(20)).unwrap();
-        assert_eq!((end.code, end.stdout.as_str()), (3, "said\n"));
-        let end = here(&work("sleep 60"), Duration::from_secs(1)).unwrap();
+        let variables = [("SAID", "words".to_owned())];
+        let end = here(&work("echo $SAID; exit 3"), Duration::from_secs(20), &variables).unwrap();
+        assert_eq!((end.code, end.stdout.as_str()), (3, "words\n"));
+        let end = here(&work("sleep 60"), Duration::from_secs(1), &[]).unwrap();
         assert_eq!(end.code, 124);
     }
 }
