@@ -212,6 +212,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn this_program_builds_without_what_it_installs() {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap());
+        cargo.args([
+            "tree",
+            "--package",
+            "xtask",
+            "--edges",
+            "normal,build",
+            "--prefix",
+            "none",
+            "--offline",
+        ]);
+        let tree = cargo.output().unwrap();
+        let tree = String::from_utf8(tree.stdout).unwrap();
+        assert!(tree.contains("selvage-fabric "), "{tree}");
+        for wants in ["sideway ", "rdma-mummy-sys ", "hwlocality", "bindgen "] {
+            assert!(!tree.contains(wants), "{wants} is among xtask's dependencies");
+        }
+    }
+
+    #[test]
     fn libclang_is_known_by_its_names() {
         for name in ["libclang.so", "libclang.so.1", "libclang-14.so.1", "libclang-14.0.6.so"] {
             assert!(is_libclang(name), "{name}");
