@@ -2,8 +2,9 @@
 //! [`super::setup`] makes it; [`super::data::VerbsLink`] owns it and is the only one that posts.
 
 use super::choose::Choice;
-use super::device::{Device, describe};
+use super::device::Device;
 use super::endpoint::mtu_bytes;
+use super::look::describe;
 use super::objects::{Cq, Mr, Qp};
 use crate::control::message::RemoteMemory;
 use crate::ident::Incarnation;

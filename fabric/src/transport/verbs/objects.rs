@@ -403,3 +403,21 @@ impl Drop for Qp {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_never_written_in_relaxed_order_and_never_by_more_than_it_must_be() {
+        use sys::ibv_access_flags as flag;
+        let has = |access: Access, bit: flag| access.flags().cast_unsigned() & bit.0 != 0;
+        for access in [Access::Local, Access::Landing, Access::Lease, Access::RemoteRead] {
+            assert!(!has(access, flag::IBV_ACCESS_RELAXED_ORDERING), "{access:?}");
+            assert!(!has(access, flag::IBV_ACCESS_REMOTE_ATOMIC), "{access:?}");
+            assert_eq!(has(access, flag::IBV_ACCESS_REMOTE_WRITE), access == Access::Lease, "{access:?}");
+        }
+        assert_eq!(Access::Local.flags(), 0);
+        assert_eq!(Access::RemoteRead.flags(), flag::IBV_ACCESS_REMOTE_READ.0.cast_signed());
+    }
+}

@@ -9,9 +9,10 @@
 //! is sealed may the lease be scanned, see [`crate::transport::memory::ServerLease::settle`].
 
 use super::PeerId;
-use super::device::{Device, Verbs, describe};
+use super::device::{Device, Verbs};
 use super::endpoint::{LocalEnd, Role, mtu_bytes};
 use super::error;
+use super::look::describe;
 use super::objects::{Access, Cq, Mr, Qp, QpCaps};
 use super::setup::{connect, random};
 use crate::config::Rdma;
