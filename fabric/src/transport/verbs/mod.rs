@@ -1,8 +1,8 @@
 //! RDMA: pushes are one-sided writes of the node's network card into the server's registered memory, and no
 //! processor there wakes.
 //!
-//! - `choose` picks device, port and GID from a plain description, which `look` makes; `device` opens devices;
-//!   `endpoint` is what both sides tell each other over control, and the attributes of queue pairs.
+//! - `choose` picks device, port and GID from a plain description, which `look` makes; `device` opens
+//!   devices; `endpoint` is what both sides tell each other over control, and the attributes of queue pairs.
 //! - `setup` (node: [`Opening`]) and `server` ([`Door`]) connect: one round trip over a control connection
 //!   that then stands for the link's life.
 //! - `channel` is what setup hands to the data path in `data`: a queue pair in RTS, its completion queue,
