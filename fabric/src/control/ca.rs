@@ -15,14 +15,14 @@ use rcgen::{
 };
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, OpenOptions, Permissions};
 use std::io::{ErrorKind as IoErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Days that a member's certificate is good for, if nothing else is said.
-pub const DAYS_DEFAULT: u32 = 730;
+pub const DAYS_DEFAULT: u32 = 825;
 /// Most days that can be asked for.
 pub const DAYS_MAX: u32 = 36_500;
 /// Days that a CA is good for.
@@ -159,9 +159,15 @@ pub fn make(dir: &Path, config: &Config, days: u32, renew: bool) -> Result<Made>
             continue;
         }
         let issued = authority.issue(&member, validity)?;
+        let owner = key_owner(config, &member);
         // The key first: a certificate without its key would look whole.
-        replace(&key, &issued.key, 0o600)?;
-        replace(&certificate, &issued.certificate, 0o644)?;
+        replace(&key, &issued.key, 0o600, owner)?;
+        replace(&certificate, &issued.certificate, 0o644, None)?;
+        if owner.is_some() {
+            // Another user must get to its own key; nobody else can list or read anything but certificates.
+            std::fs::set_permissions(dir, Permissions::from_mode(0o711))
+                .map_err(|error| cannot("open the folder", dir, error))?;
+        }
         made.issued.push(member);
     }
     for member in made.issued.iter().chain(&made.kept) {
@@ -176,13 +182,20 @@ pub fn files(dir: &Path, member: &Member) -> (PathBuf, PathBuf) {
     (dir.join(format!("{stem}.pem")), dir.join(format!("{stem}.key")))
 }
 
+/// Whose a member's key is, if it is not the maker's: root gives each node its own.
+fn key_owner(config: &Config, member: &Member) -> Option<u32> {
+    let Member::Node(name) = member else { return None };
+    let uid = config.node(name)?.uids.first().copied()?;
+    (rustix::process::geteuid().is_root() && uid != 0).then_some(uid)
+}
+
 fn authority(dir: &Path, cluster: &str, made: &mut Made) -> Result<Authority> {
     let (certificate_path, key_path) = (dir.join("ca.pem"), dir.join("ca.key"));
     match (certificate_path.exists(), key_path.exists()) {
         (false, false) => {
             let (authority, issued) = Authority::create(cluster)?;
-            replace(&key_path, &issued.key, 0o600)?;
-            replace(&certificate_path, &issued.certificate, 0o644)?;
+            replace(&key_path, &issued.key, 0o600, None)?;
+            replace(&certificate_path, &issued.certificate, 0o644, None)?;
             made.ca = true;
             Ok(authority)
         }
@@ -225,8 +238,8 @@ fn verify(certificate: &str, ca: &str) -> Result<()> {
         .map_err(bad)
 }
 
-/// Writes a file whole or not at all, with its mode from the start.
-fn replace(path: &Path, text: &str, mode: u32) -> Result<()> {
+/// Writes a file whole or not at all, with its mode from the start and its owner at the end.
+fn replace(path: &Path, text: &str, mode: u32, owner: Option<u32>) -> Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     let fresh = PathBuf::from(fresh);
@@ -237,8 +250,9 @@ fn replace(path: &Path, text: &str, mode: u32) -> Result<()> {
     let written =
         OpenOptions::new().write(true).create_new(true).mode(mode).open(&fresh).and_then(|mut file| {
             // The umask may have taken away what a certificate's readers need.
-            file.set_permissions(std::fs::Permissions::from_mode(mode))?;
+            file.set_permissions(Permissions::from_mode(mode))?;
             file.write_all(text.as_bytes())?;
+            fchown(&file, owner, None)?;
             file.sync_all()
         });
     written.and_then(|()| std::fs::rename(&fresh, path)).map_err(|error| cannot("write", path, error))

@@ -176,6 +176,22 @@ fn making_certificates_again_changes_nothing() {
     assert!(error.to_string().contains("ca.key is not: put it back"), "{error}");
 }
 
+/// As root, each node's key is its own user's, who can get at it and at no other key.
+#[test]
+fn a_nodes_key_is_its_users() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("tls");
+    let mut config = config("demo", &dir);
+    config.nodes[0].uids = vec![12345];
+    ca::make(&dir, &config, 30, false).unwrap();
+    let of = |name: &str| dir.join(name).metadata().unwrap();
+    let us = rustix::process::geteuid();
+    let (owner, mode) = if us.is_root() { (12345, 0o711) } else { (us.as_raw(), 0o700) };
+    assert_eq!((of("node-n1.key").uid(), of("node-n1.key").mode() & 0o7777), (owner, 0o600));
+    assert_eq!(of("node-n2.key").uid(), us.as_raw());
+    assert_eq!(of("").mode() & 0o7777, mode);
+}
+
 #[test]
 fn dates_are_those_of_the_calendar() {
     let text = |seconds| date(UnixTime::since_unix_epoch(Duration::from_secs(seconds)));

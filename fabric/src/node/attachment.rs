@@ -9,6 +9,7 @@ use super::agent;
 use super::host::Host;
 use super::operations::Operations;
 use super::process_mark::process_mark;
+use super::ways::Ways;
 use crate::config::Config;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::sync::LockFile;
@@ -29,6 +30,8 @@ pub(super) struct Attachment {
     pub name: String,
     pub lock_file: Arc<LockFile>,
     pub operations: Operations,
+    /// To director and servers.
+    pub ways: Arc<Ways>,
     /// The incarnation that the process belongs to now.
     host: ArcSwapOption<Host>,
     /// Why joining did not work the last time.
@@ -106,6 +109,7 @@ impl Handle {
             mark: process_mark(),
             lock_file: Arc::new(LockFile::open(lock_path)?),
             operations: Operations::new()?,
+            ways: Arc::new(Ways::new(Arc::clone(&config), &name)),
             config,
             name,
             host: ArcSwapOption::empty(),

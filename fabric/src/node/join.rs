@@ -3,9 +3,9 @@
 use super::attachment::Attachment;
 use super::clock::SystemClock;
 use super::host::Host;
-use super::servers::UnixServers;
+use super::servers::ControlServers;
 use crate::cache::{Cache, CacheSpec};
-use crate::control::message::{FromDirector, Role, ToDirector};
+use crate::control::message::{FromDirector, ToDirector};
 use crate::control::stream::{Stream, refusal_error};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::Incarnation;
@@ -50,7 +50,7 @@ pub(super) fn join(attachment: &Attachment) -> Result<Joined> {
 
 fn host_of(attachment: &Attachment, cache: Cache) -> Host {
     let config = &attachment.config;
-    let servers = UnixServers::new(config, &attachment.name, cache.incarnation());
+    let servers = ControlServers::new(config, Arc::clone(&attachment.ways), cache.incarnation());
     Host::new(cache, config.clone(), &attachment.name, Arc::new(SystemClock), Arc::new(servers))
 }
 
@@ -90,12 +90,7 @@ fn register(attachment: &Attachment) -> Result<(Stream, Incarnation, View)> {
 
 /// A connection to the director, after the hello.
 pub(super) fn connect_director(attachment: &Attachment, incarnation: Incarnation) -> Result<Stream> {
-    let config = &attachment.config;
-    let timeout = config.timing.silence();
-    let mut stream = Stream::connect(&config.director_socket(), timeout)?;
-    let role = Role::Node { name: attachment.name.clone(), incarnation, pid: std::process::id() };
-    stream.client_hello(&config.cluster.name, role, timeout)?;
-    Ok(stream)
+    attachment.ways.to_director(incarnation, attachment.config.timing.silence())
 }
 
 fn current_path(attachment: &Attachment) -> PathBuf {

@@ -37,6 +37,7 @@ mod session;
 pub mod steward;
 mod sweep;
 mod volley;
+mod ways;
 
 pub use session::{Ack, Committed, Session, Short};
 

@@ -3,8 +3,9 @@
 
 pub use super::lifeline::Lifeline;
 use super::opener::{Opener, Way};
+use super::ways::Ways;
 use crate::config::Config;
-use crate::control::message::{FetchedArchive, FromServer, Role, ToServer};
+use crate::control::message::{FetchedArchive, FromServer, ToServer};
 use crate::control::stream::{Stream, refusal_error};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId};
@@ -13,7 +14,6 @@ use crate::transport::{Link, Region};
 use crate::view::{ServerEntry, View};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -74,10 +74,9 @@ fn fetch_by_control<S: Servers + ?Sized>(
 /// Connections kept open per server for the next call.
 const IDLE_MAX: usize = 4;
 
-/// Servers on this host, over their Unix sockets.
-pub struct UnixServers {
-    cluster: String,
-    node: String,
+/// Servers on this and other hosts, over control connections.
+pub struct ControlServers {
+    ways: Arc<Ways>,
     incarnation: Incarnation,
     timeout: Duration,
     opener: Opener,
@@ -85,13 +84,12 @@ pub struct UnixServers {
     idle: Mutex<HashMap<Incarnation, Vec<Stream>>>,
 }
 
-impl UnixServers {
+impl ControlServers {
     /// For one incarnation of the node; a call waits no longer than a request may.
-    pub fn new(config: &Config, node: &str, incarnation: Incarnation) -> Self {
+    pub fn new(config: &Config, ways: Arc<Ways>, incarnation: Incarnation) -> Self {
         let timeout = Duration::from_millis(config.session.wait_ms).min(HELLO_WAIT);
         Self {
-            cluster: config.cluster.name.clone(),
-            node: node.to_owned(),
+            ways,
             incarnation,
             timeout,
             opener: Opener::new(config, incarnation, timeout),
@@ -99,19 +97,8 @@ impl UnixServers {
         }
     }
 
-    fn connect(&self, server: &ServerEntry) -> Result<Stream> {
-        let mut stream = Stream::connect(Path::new(&server.socket), self.timeout)?;
-        let pid = std::process::id();
-        let role = Role::Node { name: self.node.clone(), incarnation: self.incarnation, pid };
-        let (_, incarnation) = stream.client_hello(&self.cluster, role, self.timeout)?;
-        if incarnation != server.incarnation {
-            let context = format!(
-                "server {} is another incarnation ({:x}) than the view's ({:x})",
-                server.name, incarnation.0, server.incarnation.0
-            );
-            return Err(Error::new(ErrorKind::Unreachable, Origin::Node, context));
-        }
-        Ok(stream)
+    fn connect(&self, server: &ServerEntry) -> Result<Way> {
+        self.ways.to_server(server, self.incarnation, self.timeout)
     }
 
     fn exchange(&self, stream: &mut Stream, request: &ToServer) -> Result<(FromServer, Option<OwnedFd>)> {
@@ -128,7 +115,7 @@ impl UnixServers {
             return refuse(reply);
         }
         // There was no idle connection, or the server has closed it: all requests can be repeated.
-        let mut stream = self.connect(server)?;
+        let mut stream = self.connect(server)?.stream;
         let reply = self.exchange(&mut stream, request)?;
         self.keep(server, stream);
         refuse(reply)
@@ -147,14 +134,13 @@ impl UnixServers {
     }
 }
 
-impl Servers for UnixServers {
+impl Servers for ControlServers {
     fn call(&self, server: &ServerEntry, request: &ToServer) -> Result<FromServer> {
         Ok(self.request(server, request)?.0)
     }
 
     fn open_link(&self, server: &ServerEntry, cache: &Arc<dyn Region>) -> Result<OpenedLink> {
-        let way = Way { stream: self.connect(server)?, same_host: true, local: None };
-        let (opened, stream) = self.opener.open(server, way, cache)?;
+        let (opened, stream) = self.opener.open(server, self.connect(server)?, cache)?;
         if let Some(stream) = stream {
             self.keep(server, stream);
         }
