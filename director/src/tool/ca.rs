@@ -1,87 +1,159 @@
-//! `selvage ca`: the certificate authority of a cluster and a certificate for each of its members.
+//! `selvage ca`: makes the certificates of a cluster, and says which host needs which.
 
 use clap::Args;
 use selvage_fabric::config::Config;
-use selvage_fabric::control::ca;
+use selvage_fabric::control::ca::{self, DAYS_DEFAULT, DAYS_MAX, Made};
+use selvage_fabric::control::member::Member;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `selvage ca`.
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// The cluster's configuration; else SELVAGE_CONFIG, else /etc/selvage/selvage.toml.
+    /// The configuration file that names the members; else SELVAGE_CONFIG, else /etc/selvage/selvage.toml.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Where to put them, rather than into the folder that `[tls]` names.
-    #[arg(long, value_name = "FOLDER")]
+    /// Where the files go, rather than into the folder of `[tls]`.
+    #[arg(long, value_name = "FOLDER", visible_alias = "out")]
     dir: Option<PathBuf>,
-    /// How long new certificates are good.
-    #[arg(long, default_value_t = 825, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    /// Days that the members' certificates are good for.
+    #[arg(long, default_value_t = DAYS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(DAYS_MAX)))]
     days: u32,
-    /// New certificates and keys for all members, by the authority that is there.
+    /// Make new certificates and keys for all members, by the same authority. Without it, only what is missing
+    /// is made.
     #[arg(long)]
     renew: bool,
 }
 
 /// Makes what is missing; the text to print.
 pub(super) fn run(arguments: &Arguments) -> Result<String> {
-    let path = Config::resolve_path(arguments.config.as_deref());
-    let config = Config::load(&path)?;
+    let config = Config::load(&Config::resolve_path(arguments.config.as_deref()))?;
     let dir = match (&arguments.dir, &config.tls) {
         (Some(dir), _) => dir,
         (None, Some(tls)) => &tls.dir,
         (None, None) => {
-            let what = format!("{}: there is no [tls] with dir; add it, or give --dir", path.display());
+            let what = format!("{} has no [tls] with dir: add it, or give --dir", config.path.display());
             return Err(Error::new(ErrorKind::Invalid, Origin::Config, what));
         }
     };
     let made = ca::make(dir, &config, arguments.days, arguments.renew)?;
-    let mut text = format!(
-        "{}: certificate authority of cluster \"{}\" {}\n",
+    Ok(text(&config, dir, &made, arguments.days))
+}
+
+fn text(config: &Config, dir: &Path, made: &Made, days: u32) -> String {
+    let mut text = String::new();
+    let authority = if made.ca { "made" } else { "kept" };
+    // Writing to a string does not fail.
+    let _ = writeln!(
+        text,
+        "{}: certificate authority of cluster \"{}\" {authority}; certificates made: {}, good for {days} days; \
+         kept: {}",
         dir.display(),
         config.cluster.name,
-        if made.ca { "made" } else { "kept" }
+        made.issued.len(),
+        made.kept.len()
     );
     for (members, what) in [(&made.issued, "made"), (&made.kept, "kept")] {
         for member in members {
-            text.push_str(&format!("{what}: {}\n", ca::files(dir, member).0.display()));
+            let _ = writeln!(text, "{what}: {}", ca::files(dir, member).0.display());
         }
     }
-    text.push_str(
-        "Give each host ca.pem and the .pem and .key of its own members; ca.key and operator.key stay here.\n",
-    );
-    Ok(text)
+    let mut hosts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for member in ca::members(config) {
+        let stem = member.file_stem();
+        hosts.entry(host(config, &member)).or_default().push(format!("{stem}.pem {stem}.key"));
+    }
+    let _ = writeln!(text, "copy, keys readable by their own user only:");
+    for (host, files) in &hosts {
+        let _ = writeln!(text, "  to {host}: ca.pem {}", files.join(" "));
+    }
+    let _ = writeln!(text, "ca.key stays here or goes somewhere safer: no host needs it");
+    text
+}
+
+/// Where a member runs, as far as its addresses say.
+fn host(config: &Config, member: &Member) -> String {
+    let directors = || config.director.control.map(|address| address.ip());
+    let ip: Option<IpAddr> = match member {
+        Member::Operator => return "whoever may use the tools".to_owned(),
+        Member::Director => directors(),
+        // Without an address of its own it is reached by its socket, on the director's host.
+        Member::Server(name) => match config.server(name).and_then(|server| server.control) {
+            Some(address) => Some(address.ip()),
+            None => directors(),
+        },
+        Member::Node(name) => config.node(name).map(|node| node.address.ip()),
+    };
+    match ip {
+        Some(ip) if !ip.is_loopback() => ip.to_string(),
+        _ => "the director's host".to_owned(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FILE: &str = "[cluster]\nname = \"demo\"\nrun_dir = \"/run/x\"\ncookie_keys = [\
-        \"0000000000000000000000000000000000000000000000000000000000000001\"]\n[director]\n\
-        [[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"127.0.0.1:9001\"\n";
+    const CONFIG: &str = r#"
+[cluster]
+name = "demo"
+run_dir = "/run/selvage"
+cookie_keys = ["0000000000000000000000000000000000000000000000000000000000000001"]
+[director]
+control = "10.0.0.1:7410"
+[tls]
+dir = "/etc/selvage/tls"
+[[server]]
+name = "s1"
+control = "10.0.0.2:7420"
+[[server]]
+name = "s2"
+[[node]]
+name = "n1"
+address = "10.0.0.2:9001"
+"#;
+
+    fn arguments(folder: &Path, renew: bool) -> Arguments {
+        let config = folder.join("selvage.toml");
+        std::fs::write(&config, CONFIG).unwrap();
+        Arguments { config: Some(config), dir: Some(folder.join("tls")), days: 30, renew }
+    }
 
     #[test]
-    fn what_is_there_is_kept_and_a_file_without_a_folder_is_refused() {
-        let parent = tempfile::tempdir().unwrap();
-        let config = parent.path().join("selvage.toml");
-        std::fs::write(&config, FILE).unwrap();
-        let with =
-            |dir: Option<PathBuf>, renew| Arguments { config: Some(config.clone()), dir, days: 30, renew };
-        let refusal = run(&with(None, false)).unwrap_err();
-        assert_eq!(refusal.kind, ErrorKind::Invalid);
-        assert!(refusal.to_string().contains("no [tls]"), "{refusal}");
-        let dir = parent.path().join("tls");
-        let said = run(&with(Some(dir.clone()), false)).unwrap();
-        for name in ["director", "operator", "server-s1", "node-n1"] {
-            assert!(said.contains(&format!("made: {}/{name}.pem", dir.display())), "{said}");
-            assert!(dir.join(format!("{name}.key")).exists(), "{name}");
+    fn it_says_what_it_made_and_what_goes_where() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = run(&arguments(folder.path(), false)).unwrap();
+        let node = folder.path().join("tls/node-n1.pem");
+        for line in [
+            "authority of cluster \"demo\" made; certificates made: 5, good for 30 days; kept: 0",
+            &format!("made: {}", node.display()),
+            "  to 10.0.0.1: ca.pem director.pem director.key server-s2.pem server-s2.key",
+            "  to 10.0.0.2: ca.pem server-s1.pem server-s1.key node-n1.pem node-n1.key",
+            "  to whoever may use the tools: ca.pem operator.pem operator.key",
+            "ca.key stays here",
+        ] {
+            assert!(said.contains(line), "{line}: {said}");
         }
-        let first = std::fs::read(dir.join("node-n1.pem")).unwrap();
-        let said = run(&with(Some(dir.clone()), false)).unwrap();
-        assert!(said.contains("kept: ") && !said.contains("made: "), "{said}");
-        assert_eq!(std::fs::read(dir.join("node-n1.pem")).unwrap(), first);
-        run(&with(Some(dir.clone()), true)).unwrap();
-        assert_ne!(std::fs::read(dir.join("node-n1.pem")).unwrap(), first, "renewed");
+        let first = std::fs::read(&node).unwrap();
+        let said = run(&arguments(folder.path(), false)).unwrap();
+        assert!(said.contains("\"demo\" kept; certificates made: 0") && said.contains("kept: 5"), "{said}");
+        assert_eq!(std::fs::read(&node).unwrap(), first);
+        let said = run(&arguments(folder.path(), true)).unwrap();
+        assert!(said.contains("\"demo\" kept; certificates made: 5"), "{said}");
+        assert_ne!(std::fs::read(&node).unwrap(), first, "renewed");
+    }
+
+    #[test]
+    fn a_configuration_without_a_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("selvage.toml");
+        let without = CONFIG.replace("[tls]\ndir = \"/etc/selvage/tls\"\n", "").replace("control = ", "#");
+        std::fs::write(&config, without).unwrap();
+        let arguments = Arguments { config: Some(config), dir: None, days: 30, renew: false };
+        let error = run(&arguments).unwrap_err().to_string();
+        assert!(error.contains("selvage.toml has no [tls]") && error.contains("--dir"), "{error}");
     }
 }
