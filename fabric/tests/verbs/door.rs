@@ -4,6 +4,7 @@ use super::support::*;
 use selvage_fabric::config::Rdma;
 use selvage_fabric::control::message::{Endpoint, RemoteMemory};
 use selvage_fabric::error::ErrorKind;
+use selvage_fabric::limits::PROCESSES_MAX;
 use selvage_fabric::transport::verbs::{Door, Opening, PeerId, Verbs};
 
 #[test]
@@ -45,6 +46,22 @@ fn many_processes_share_a_lease_and_leave_one_by_one() {
     ends.link(4).unwrap();
     assert_eq!(ends.door.peers(), 7);
     drop(links);
+}
+
+#[test]
+fn no_more_processes_get_in_than_a_node_has() {
+    let ends = Ends::new();
+    let offer = Opening::begin(&ends.node, &ends.segment.region, None).unwrap().offer();
+    for peer in 0..PROCESSES_MAX as u64 {
+        ends.door.connect(PeerId(peer), &offer).unwrap();
+    }
+    let error = ends.door.connect(PeerId(u64::MAX), &offer).unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Full, "{error}");
+    // Who is in may ask again, and who leaves makes room.
+    ends.door.connect(PeerId(0), &offer).unwrap();
+    ends.door.disconnect(PeerId(0)).unwrap();
+    ends.door.connect(PeerId(u64::MAX), &offer).unwrap();
+    assert_eq!(ends.door.peers(), PROCESSES_MAX);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use crate::config::Rdma;
 use crate::control::message::{Endpoint, RemoteMemory};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::lease::LeaseMemory;
-use crate::limits::FETCH_BATCH_BYTES;
+use crate::limits::{FETCH_BATCH_BYTES, PROCESSES_MAX};
 use crate::transport::memory::{Mapping, ServerLease};
 use sideway::ibverbs::protection_domain::ProtectionDomain;
 use std::collections::HashMap;
@@ -91,8 +91,9 @@ impl Door {
     /// connection that asks again gets a new queue pair instead of its old one.
     ///
     /// # Errors
-    /// `OwnershipLost` if the lease is sealed; `Corrupt` if the offer cannot be; `Unreachable` if the two
-    /// ports cannot speak to each other or the device has gone. Nothing is kept then.
+    /// `OwnershipLost` if the lease is sealed; `Corrupt` if the offer cannot be; `Full` for more processes than
+    /// a node has; `Unreachable` if the two ports cannot speak to each other or the device has gone. Nothing
+    /// is kept then.
     pub fn connect(&self, peer: PeerId, offer: &Endpoint) -> Result<(Endpoint, RemoteMemory)> {
         let mut state = self.state();
         let memory = state.memory.as_ref().filter(|_| !state.sealed).ok_or_else(|| self.is_over())?;
@@ -106,6 +107,10 @@ impl Door {
         };
         let mut local = self.local.clone();
         local.check(offer)?;
+        if state.peers.len() >= PROCESSES_MAX && !state.peers.contains_key(&peer) {
+            let what = format!("{PROCESSES_MAX} processes have RDMA links into this lease; no node has more");
+            return Err(Error::new(ErrorKind::Full, Origin::Transport, what));
+        }
         // The process has put its queue pair into its partition already.
         local.partition_index = local.partition_of(offer.partition_key).unwrap_or_default();
         self.end(&mut state, peer)?;
