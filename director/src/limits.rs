@@ -27,8 +27,9 @@ pub const TICKS_PER_HEARTBEAT: u32 = 5;
 /// Shortest interval between two looks at the deadlines.
 pub const TICK_MIN: Duration = Duration::from_millis(1);
 /// Heartbeats to one server that may wait for their answers. More than one, so that a lost packet is followed
-/// by others, by which TCP notices the loss within a heartbeat instead of a retransmission timeout.
-pub const BEATS_OPEN_MAX: u32 = 8;
+/// by others, by which TCP notices the loss within a heartbeat instead of a retransmission timeout; and fewer
+/// than four, so that the kernel calls the stream thin and does not retransmit ever more slowly.
+pub const BEATS_OPEN_MAX: u32 = 3;
 /// Events that are handled before the deadlines are looked at again.
 pub const EVENTS_PER_TURN: usize = 1024;
 /// Messages that may wait for one peer; more means that it does not read, and it is cut off.
@@ -112,7 +113,7 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 const _: () = assert!(VIEW_WORK_FACTOR < VIEW_BEHIND_FACTOR);
 const _: () = assert!(EVIDENCE_FACTOR < VIEW_BEHIND_FACTOR);
-const _: () = assert!(BEATS_OPEN_MAX > 1 && (BEATS_OPEN_MAX as usize) < OUTBOX_MAX);
+const _: () = assert!(BEATS_OPEN_MAX > 1 && BEATS_OPEN_MAX < 4);
 const _: () = assert!(STOP_WAIT.as_secs() < ADOPTION_WAIT.as_secs());
 const _: () = assert!(VANISHED_FACTOR > EVIDENCE_FACTOR);
 const _: () = assert!(CONNECTIONS_PER_NODE * 2 < selvage_fabric::limits::CONNECTIONS_MAX);
