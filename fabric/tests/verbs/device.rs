@@ -93,3 +93,26 @@ fn a_device_that_is_removed_leaves_its_users_alive() {
     let door = Door::open(&server, &lease, None, ARCHIVE_BYTES_MAX).unwrap();
     connect(&node, &segment.region, &door, &lease, PeerId(1)).unwrap();
 }
+
+#[test]
+fn a_link_over_a_device_that_is_removed_is_broken_and_lets_it_go() {
+    let Ends { node, lease, door, segment, server: _server } = Ends::new();
+    let link = connect(&node, &segment.region, &door, &lease, PeerId(1)).unwrap();
+    let _restored = Restored("rdma link show rxe0/1 >&- 2>&- || rdma link add rxe0 type rxe netdev v0");
+    let removal = std::thread::spawn(|| shell("rdma link del rxe0"));
+    until("the link notices", || {
+        link.beat(1, 0);
+        link.is_broken()
+    });
+    assert!(link.detail().contains("rxe0 was removed"), "{}", link.detail());
+    // What is left still answers, and the process lives.
+    let error = connect(&node, &segment.region, &door, &lease, PeerId(2)).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("rxe0"), "{error}");
+    drop(link);
+    removal.join().unwrap();
+    shell("rdma link add rxe0 type rxe netdev v0");
+    until("the device is back", || node.availability(None).is_ok());
+    let again = connect(&node, &segment.region, &door, &lease, PeerId(1)).unwrap();
+    again.beat(5, 0);
+    until("a beat arrives", || lease.node_beat() == 5);
+}
