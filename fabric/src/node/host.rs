@@ -9,6 +9,7 @@ use super::servers::{Lifeline, OpenedLink, Servers};
 use crate::archive::ArchiveLimits;
 use crate::cache::{BookIndex, BookState, Cache};
 use crate::config::Config;
+use crate::control::message::ToServer;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId};
 use crate::placement;
@@ -285,6 +286,22 @@ impl Host {
             }
         }
         false
+    }
+
+    /// Asks the servers of the view, one after the other until one answers, whether this incarnation is over.
+    pub fn ask_whether_over(&self) {
+        // It changes nothing, and who is not in the server's view is refused.
+        let request = ToServer::Unclaim { ids: Vec::new() };
+        for server in &self.plan().view.servers.clone() {
+            match self.servers.call(server, &request) {
+                Ok(_) => return,
+                Err(error) if error.kind == ErrorKind::OwnershipLost => {
+                    tracing::warn!(server = server.name, "a server says that this incarnation is over");
+                    return self.cache.poison();
+                }
+                Err(error) => tracing::debug!(server = server.name, %error, "no answer"),
+            }
+        }
     }
 
     /// Takes a link that is of no more use out of the plan, and has the agent ask its server what is the

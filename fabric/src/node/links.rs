@@ -14,10 +14,12 @@ use std::time::Instant;
 #[derive(Default)]
 pub(super) struct LinkKeeper {
     attempts: HashMap<Incarnation, Attempt>,
+    /// The last time that servers were asked whether this incarnation is over.
+    asked: Option<Attempt>,
     beats: PeerBeats,
 }
 
-/// The last try to open a link.
+/// The last try.
 struct Attempt {
     began: Instant,
     thread: JoinHandle<()>,
@@ -33,6 +35,9 @@ impl LinkKeeper {
             !attempt.thread.is_finished()
                 || (plan.view.server(*server).is_some() && attempt.began.elapsed() < STEWARD_POLL)
         });
+        if !steward && plan.is_slow() && !host.has_mandate() {
+            self.ask_whether_over(host);
+        }
         for (server, link) in plan.links() {
             let is_due = !matches!(link, LinkState::Open(_))
                 && !self.attempts.contains_key(&server.incarnation)
@@ -54,9 +59,28 @@ impl LinkKeeper {
         }
     }
 
+    /// A steward that is stopped lets the mandate run out, and cannot tell that this incarnation is over. A
+    /// lease in shared memory can, but over RDMA only the steward reads it: so a server is asked, one per
+    /// silence.
+    fn ask_whether_over(&mut self, host: &Arc<Host>) {
+        let is_early = |asked: &Attempt| {
+            !asked.thread.is_finished() || asked.began.elapsed() < host.config.timing.silence()
+        };
+        if self.asked.as_ref().is_some_and(is_early) {
+            return;
+        }
+        let host = host.clone();
+        let asking =
+            std::thread::Builder::new().name("selvage-ask".into()).spawn(move || host.ask_whether_over());
+        match asking {
+            Ok(thread) => self.asked = Some(Attempt { began: Instant::now(), thread }),
+            Err(error) => tracing::warn!(%error, "cannot start a thread"),
+        }
+    }
+
     /// Waits for the threads; each is bounded.
     pub fn join(self) {
-        for attempt in self.attempts.into_values() {
+        for attempt in self.attempts.into_values().chain(self.asked) {
             // A panic of an attempt has nothing to add here.
             let _ = attempt.thread.join();
         }

@@ -487,12 +487,15 @@ fn r8_a_mandate_that_ends_while_a_push_is_under_way_takes_its_ack() {
         let world = World::slow(1, 1, 1, 1000, Slowness::default());
         let host = world.host("n1");
         let (cookie, _) = create(&host, 1);
-        let latency = std::time::Duration::from_millis(40);
-        world.wire("s1").set(Slowness { latency, ..Slowness::default() });
+        let wire = world.wire("s1");
+        wire.set(Slowness { held: true, ..Slowness::default() });
         let committed = std::thread::scope(|scope| {
             scope.spawn(|| {
-                std::thread::sleep(latency / 4);
+                while !wire.is_busy() {
+                    std::thread::yield_now();
+                }
                 world.clock.advance_ms(world.config.timing.mandate_ms);
+                wire.set(Slowness::default());
             });
             change(&host, &cookie, 2).unwrap()
         });

@@ -134,6 +134,11 @@ impl Wire {
         }
     }
 
+    /// Whether a push is under way.
+    pub fn is_busy(&self) -> bool {
+        !self.state().flights.is_empty()
+    }
+
     /// The most pushes that were under way at once.
     pub fn most_at_once(&self) -> usize {
         self.state().most_at_once

@@ -110,6 +110,9 @@ impl TestServer {
         if self.is_down {
             return Err(Error::new(ErrorKind::Unreachable, Origin::Server, "down"));
         }
+        if self.nodes.values().any(|sealed| *sealed == node) {
+            return Err(Error::new(ErrorKind::OwnershipLost, Origin::Server, "the incarnation is over"));
+        }
         let (sort, answer) = match request {
             ToServer::Claim { ids, .. } => {
                 let answers = ids.iter().map(|id| self.claim(node, id)).collect();
