@@ -5,5 +5,7 @@ mod access;
 mod conformance;
 mod device;
 mod door;
+mod fence;
+mod pushes;
 mod segment;
 mod support;

@@ -37,6 +37,17 @@ pub fn lease_of(node: &str, heap_bytes: u64) -> ServerLease {
     create(&header, false).unwrap()
 }
 
+/// A lease that is quickly compared: 64 slots and 128 KiB.
+pub fn small_lease(node: &str) -> ServerLease {
+    let header = LeaseHeader {
+        geometry: LeaseGeometry { slot_count: 64, heap_bytes: 128 << 10, chunk_bytes: 64 << 10 },
+        node: node.to_owned(),
+        node_incarnation: NODE,
+        server_incarnation: SERVER,
+    };
+    create(&header, false).unwrap()
+}
+
 /// A server with one lease, and a node's hold on RDMA.
 pub struct Ends {
     pub node: Verbs,

@@ -1,8 +1,8 @@
 //! Large one-sided reads: how the archives of an ended node reach their new host.
 //!
 //! What was told is read in pieces, several under way at once, into a buffer of this link, and copied out
-//! from there: a read that was given up may still land later, and then lands in nobody's archive. A piece of the
-//! buffer is used again only when the entry of its read is free.
+//! from there: a read that was given up may still land later, and then lands in nobody's archive. A piece of
+//! the buffer is used again only when the entry of its read is free.
 
 use super::engine::Engine;
 use super::flight::{End, Ticket};

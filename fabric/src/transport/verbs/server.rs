@@ -21,6 +21,8 @@ use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::lease::LeaseMemory;
 use crate::limits::{FETCH_BATCH_BYTES, PROCESSES_MAX};
 use crate::transport::memory::{Mapping, ServerLease};
+#[cfg(feature = "mutants")]
+use rdma_mummy_sys as sys;
 use sideway::ibverbs::protection_domain::ProtectionDomain;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -189,6 +191,23 @@ impl Door {
             (Ok(()), _) | (_, Ok(())) => Ok(()),
             (Err(error), Err(_)) => Err(error),
         }
+    }
+
+    /// The control of the fence's test: moves the queue pairs to the error state and does nothing else. That
+    /// waits for nothing, so what is under way may still land afterwards.
+    ///
+    /// # Errors
+    /// `Unreachable` if the device refuses.
+    #[cfg(feature = "mutants")]
+    pub fn fence_badly(&self) -> Result<()> {
+        let state = self.state();
+        for qp in state.peers.values().filter_map(|peer| peer.qp.as_ref()) {
+            let (mut attributes, _) = self.local.init(Role::Server);
+            attributes.qp_state = sys::ibv_qp_state::IBV_QPS_ERR;
+            qp.modify(attributes, sys::ibv_qp_attr_mask::IBV_QP_STATE)
+                .map_err(|error| error::device(&self.device.name, "does not stop a queue pair", error))?;
+        }
+        Ok(())
     }
 
     /// Whether it can let anybody in: not sealed, its device works, and its port has the address that it had.
