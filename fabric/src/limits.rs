@@ -82,6 +82,9 @@ pub const RDMA_QUEUE_DEPTH: u32 = 128;
 
 /// How long a push may wait for a place in a full send queue before the link refuses it.
 pub const RDMA_FULL_WAIT: Duration = Duration::from_millis(1);
+/// How long the queue pairs of a sealed lease answer, so that a node that still writes is refused instead of
+/// left to its retries.
+pub const RDMA_NOTICE: Duration = Duration::from_millis(5);
 /// Bytes of one read of a bulk fetch.
 pub const RDMA_BULK_BYTES: usize = 256 << 10;
 /// Reads of a bulk fetch that are under way at once on one link.

@@ -70,6 +70,6 @@ pub fn archive(id: SessionId, counter: u64, bytes: usize) -> Vec<u8> {
     let version = Version { epoch: 1, counter };
     let head = Head { id, version, created_ms: 1, idle_ms: 2, absolute_ms: 3, owner: None };
     let data = vec![counter as u8 ^ id.0[0]; bytes];
-    let attributes = [("data", ValueRef::Bytes(&data))];
-    Builder::new().build(&head, attributes.into_iter(), &ArchiveLimits::default()).unwrap().to_vec()
+    let limits = ArchiveLimits { archive_bytes_max: 16 << 20, ..ArchiveLimits::default() };
+    Builder::new().build(&head, [("data", ValueRef::Bytes(&data))].into_iter(), &limits).unwrap().to_vec()
 }

@@ -13,7 +13,11 @@ pub struct Segment {
 
 impl Segment {
     pub fn new() -> Self {
-        Self { region: lease_of("segment", 16 << 20).region(), next: AtomicUsize::new(0) }
+        Self::of(16 << 20)
+    }
+
+    pub fn of(bytes: u64) -> Self {
+        Self { region: lease_of("segment", bytes).region(), next: AtomicUsize::new(0) }
     }
 
     /// Copies bytes in. They stay until as much as a quarter of the region was placed after them, which is

@@ -19,7 +19,7 @@ use crate::config::Rdma;
 use crate::control::message::{Endpoint, RemoteMemory};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::lease::LeaseMemory;
-use crate::limits::{FETCH_BATCH_BYTES, PROCESSES_MAX};
+use crate::limits::{FETCH_BATCH_BYTES, PROCESSES_MAX, RDMA_NOTICE};
 use crate::transport::memory::{Mapping, ServerLease};
 #[cfg(feature = "mutants")]
 use rdma_mummy_sys as sys;
@@ -181,8 +181,14 @@ impl Door {
     pub fn seal(&self) -> Result<()> {
         let mut state = self.state();
         state.sealed = true;
+        let had_memory = state.memory.is_some();
         let memory = self.take_memory_back(&mut state);
         let peers: Vec<PeerId> = state.peers.keys().copied().collect();
+        if had_memory && memory.is_ok() && !peers.is_empty() {
+            // The fence is done. While the queue pairs still answer, a zombie is told at once that the memory
+            // is gone; afterwards only its retries would tell it, half a second later.
+            std::thread::sleep(RDMA_NOTICE);
+        }
         // All of them, also when one fails.
         let ended: Vec<Result<()>> = peers.into_iter().map(|peer| self.end(&mut state, peer)).collect();
         let ended: Result<()> = ended.into_iter().collect();
