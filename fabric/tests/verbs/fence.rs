@@ -1,7 +1,8 @@
 //! The fence: a lease is sealed while its node writes at full rate. After that not one byte of it changes,
 //! what was acked is found, and the node learns it.
 //!
-//! `SELVAGE_FENCE_TRIES` says how often (500 in CI, 10,000 in the long run), `SELVAGE_FENCE_SEED` which moments.
+//! `SELVAGE_FENCE_TRIES` says how often (500 in CI, 10,000 in the long run), `SELVAGE_FENCE_SEED` which
+//! moments.
 
 use super::pushes::Story;
 use super::segment::Segment;
@@ -278,8 +279,8 @@ fn not_a_byte_changes_after_a_seal() {
     assert!(tally.under_way * 10 >= count * 8, "writes were under way in {} of {count}", tally.under_way);
 }
 
-/// The harness would notice: without waiting for references, memory changes afterwards now and then. How often
-/// is chance (1 of 920 in earlier measurements), so the number is told and not asserted.
+/// The harness would notice: without waiting for references, memory changes afterwards now and then. How
+/// often is chance (1 of 920 and 1 of 30 were seen), so the number is told and not asserted.
 #[test]
 fn control_error_state_alone_is_no_fence() {
     let mut tally = harness(How::ErrorStateOnly, tries("SELVAGE_CONTROL_TRIES", 100), 2);

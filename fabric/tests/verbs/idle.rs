@@ -26,10 +26,14 @@ fn processor_time(pid: u32) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// Time on a processor by the scheduler's own clock, which misses nothing between two ticks.
+/// Time on a processor of all its threads, by the scheduler's own clock, which misses nothing between ticks.
 fn scheduled_time(pid: u32) -> Duration {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
-    Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let ns = tasks.map(|task| {
+        let line = std::fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+        line.split(' ').next().unwrap().parse::<u64>().unwrap()
+    });
+    Duration::from_nanos(ns.sum())
 }
 
 /// Not a test of its own: the server's process.
