@@ -93,9 +93,9 @@ impl Door {
     /// connection that asks again gets a new queue pair instead of its old one.
     ///
     /// # Errors
-    /// `OwnershipLost` if the lease is sealed; `Corrupt` if the offer cannot be; `Full` for more processes than
-    /// a node has; `Unreachable` if the two ports cannot speak to each other or the device has gone. Nothing is
-    /// kept then.
+    /// `OwnershipLost` if the lease is sealed; `Corrupt` if the offer cannot be; `Full` for more processes
+    /// than a node has; `Unreachable` if the two ports cannot speak to each other or the device has gone.
+    /// Nothing is kept then.
     pub fn connect(&self, peer: PeerId, offer: &Endpoint) -> Result<(Endpoint, RemoteMemory)> {
         let mut state = self.state();
         let memory = state.memory.as_ref().filter(|_| !state.sealed).ok_or_else(|| self.is_over())?;
