@@ -8,7 +8,7 @@ use crate::limits::STEWARD_POLL;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The links of one process in one incarnation of its node. Belongs to the agent.
 #[derive(Default)]
@@ -22,8 +22,13 @@ pub(super) struct LinkKeeper {
 /// The last try.
 struct Attempt {
     began: Instant,
+    /// How long the next one waits.
+    pause: Duration,
     thread: JoinHandle<()>,
 }
+
+/// Longest pause between two tries to open a link.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 impl LinkKeeper {
     /// To be called every [`STEWARD_POLL`], and at once when a link was lost: a server that has taken its
@@ -31,27 +36,30 @@ impl LinkKeeper {
     pub fn tend(&mut self, host: &Arc<Host>, steward: bool) {
         host.watch_links();
         let plan = host.plan().clone();
+        let is_open = |server| plan.lane(server).is_some();
         self.attempts.retain(|server, attempt| {
-            !attempt.thread.is_finished()
-                || (plan.view.server(*server).is_some() && attempt.began.elapsed() < STEWARD_POLL)
+            !attempt.thread.is_finished() || (plan.view.server(*server).is_some() && !is_open(*server))
         });
         if !steward && plan.is_slow() && !host.has_mandate() {
             self.ask_whether_over(host);
         }
         for (server, link) in plan.links() {
-            let is_due = !matches!(link, LinkState::Open(_))
-                && !self.attempts.contains_key(&server.incarnation)
-                && (steward || host.has_book(server.incarnation));
-            if !is_due {
-                continue;
-            }
+            let pause = match self.attempts.get(&server.incarnation) {
+                _ if matches!(link, LinkState::Open(_)) => continue,
+                _ if !steward && !host.has_book(server.incarnation) => continue,
+                None => STEWARD_POLL,
+                Some(last) if !last.thread.is_finished() || last.began.elapsed() < last.pause => continue,
+                // Somebody who has failed may fail for long, and a handshake costs both sides something.
+                Some(last) if matches!(link, LinkState::Failed(_)) => (2 * last.pause).min(PAUSE_MAX),
+                Some(_) => STEWARD_POLL,
+            };
             let (host, entry) = (host.clone(), server.clone());
             let opening = std::thread::Builder::new().name("selvage-link".into()).spawn(move || {
                 host.open_link(&entry, steward);
             });
             match opening {
                 Ok(thread) => {
-                    let attempt = Attempt { began: Instant::now(), thread };
+                    let attempt = Attempt { began: Instant::now(), pause, thread };
                     self.attempts.insert(server.incarnation, attempt);
                 }
                 Err(error) => tracing::warn!(%error, "cannot start a thread"),
@@ -63,17 +71,16 @@ impl LinkKeeper {
     /// lease in shared memory can, but over RDMA only the steward reads it: so a server is asked, one per
     /// silence.
     fn ask_whether_over(&mut self, host: &Arc<Host>) {
-        let is_early = |asked: &Attempt| {
-            !asked.thread.is_finished() || asked.began.elapsed() < host.config.timing.silence()
-        };
+        let is_early = |asked: &Attempt| !asked.thread.is_finished() || asked.began.elapsed() < asked.pause;
         if self.asked.as_ref().is_some_and(is_early) {
             return;
         }
+        let pause = host.config.timing.silence();
         let host = host.clone();
         let asking =
             std::thread::Builder::new().name("selvage-ask".into()).spawn(move || host.ask_whether_over());
         match asking {
-            Ok(thread) => self.asked = Some(Attempt { began: Instant::now(), thread }),
+            Ok(thread) => self.asked = Some(Attempt { began: Instant::now(), pause, thread }),
             Err(error) => tracing::warn!(%error, "cannot start a thread"),
         }
     }

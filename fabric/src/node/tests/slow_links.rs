@@ -351,3 +351,28 @@ fn a_process_that_is_not_steward_learns_the_end_by_asking_when_the_mandate_has_r
     keeper.join();
     assert!(process.cache.is_poisoned());
 }
+
+#[test]
+fn a_server_that_cannot_be_reached_is_tried_at_once_and_then_less_and_less() {
+    let world = World::slow(1, 1, 1, 1000, FAST);
+    let host = world.host("n1");
+    world.on_server("s1", |server| (server.is_down, server.openings) = (true, 0));
+    world.wire("s1").cut();
+    let mut keeper = LinkKeeper::default();
+    let began = Instant::now();
+    while began.elapsed() < ms(400) {
+        keeper.tend(&host, true);
+        std::thread::sleep(ms(1));
+    }
+    // At 0, 20, 60, 140 and 300 ms, or later.
+    let openings = world.on_server("s1", |server| server.openings);
+    assert!((2..=5).contains(&openings), "{openings}");
+    world.on_server("s1", |server| server.is_down = false);
+    let began = Instant::now();
+    while !host.plan().is_linked() {
+        keeper.tend(&host, true);
+        assert!(began.elapsed() < ms(5000), "it is not opened again");
+        std::thread::sleep(ms(1));
+    }
+    keeper.join();
+}

@@ -74,6 +74,8 @@ pub struct TestServer {
     pub wires: Vec<Arc<Wire>>,
     /// Destroys its end of a link when asked whether it is gone, if the node has ended its lifeline.
     pub notices_ends: bool,
+    /// Links that nodes have asked for.
+    pub openings: u32,
 }
 
 impl TestServer {
@@ -213,6 +215,7 @@ impl TestServer {
         incarnation: Incarnation,
         cache: &Arc<dyn Region>,
     ) -> Result<OpenedLink> {
+        self.openings += 1;
         if self.is_down {
             return Err(Error::new(ErrorKind::Unreachable, Origin::Server, "down"));
         }
