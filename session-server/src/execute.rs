@@ -19,6 +19,9 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Ticks from one look at the RDMA devices to the next.
+const TICKS_PER_TENDING: u64 = 10;
+
 /// What a connection's thread is to send.
 pub(crate) enum Answer {
     /// A message.
@@ -102,6 +105,9 @@ impl Executor {
     /// The timer: heartbeats for the nodes to see, processes that are gone, expired sessions.
     pub(crate) fn tick(&self, beat: u64) {
         self.leases.beat(beat);
+        if beat.is_multiple_of(TICKS_PER_TENDING) {
+            self.leases.tend_doors();
+        }
         let gone: Vec<(Incarnation, u32)> = lock(&self.processes)
             .iter()
             .filter(|(_, watched)| watched.lingers && is_gone(&watched.pidfd))

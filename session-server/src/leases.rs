@@ -85,8 +85,7 @@ impl Held {
                 let what = format!("the lease of node {} is over", self.memory.header().node);
                 return Err(Error::new(ErrorKind::OwnershipLost, Origin::Server, what));
             }
-            // A door that can let nobody in goes, unless its device still holds the memory.
-            doors.open.retain(|door| door.is_open() || door.seal().is_err());
+            Self::drop_failed_doors(&mut doors);
             match doors.open.iter().find(|door| door.is_open()) {
                 Some(door) => Arc::clone(door),
                 None => {
@@ -110,7 +109,8 @@ impl Held {
         door.ok_or_else(gone)?.stage(link, archives)
     }
 
-    /// Ends every way in, for ever. Whoever is still connecting is refused or shut out.
+    /// Ends every way in, for ever. Whoever is still connecting is refused or shut out. Doors that are shut
+    /// are let go at once: a device that is to be removed waits for them.
     fn close_doors(&self) -> Result<()> {
         let doors = {
             let mut doors = lock(&self.doors);
@@ -119,7 +119,21 @@ impl Held {
         };
         // All of them, also when one fails.
         let sealed: Vec<Result<()>> = doors.iter().map(|door| door.seal()).collect();
-        sealed.into_iter().collect()
+        let sealed: Result<()> = sealed.into_iter().collect();
+        if sealed.is_ok() {
+            lock(&self.doors).open.clear();
+        }
+        sealed
+    }
+
+    /// Whether it has a door that can let nobody in.
+    fn has_failed_door(&self) -> bool {
+        self.doors().iter().any(|door| !door.is_open())
+    }
+
+    /// Lets doors go that can let nobody in, unless their device still holds the memory.
+    fn drop_failed_doors(doors: &mut Doors) {
+        doors.open.retain(|door| door.is_open() || door.seal().is_err());
     }
 
     fn doors(&self) -> Vec<Arc<dyn Door>> {
@@ -255,6 +269,7 @@ impl Leases {
 
     fn seal_and_index(&self, lease: LeaseNumber, held: &Held) -> Result<(LeaseIndex, BadCells)> {
         held.memory.seal();
+        let had_doors = !held.doors().is_empty();
         if holds(Rule::R2SealByView) {
             // A lease that somebody may still write must not be indexed. If its device never gives it back,
             // the director drops this server, which releases the lease.
@@ -264,7 +279,7 @@ impl Leases {
                 self.find(lease).ok_or_else(released)?;
             }
         }
-        if !held.doors().is_empty() && !held.memory.settle(LOOKS_MAX)? {
+        if had_doors && !held.memory.settle(LOOKS_MAX)? {
             // Only a process of this host that maps the memory can do that; what it writes is not acked.
             tracing::warn!(lease = lease.0, "somebody goes on writing to a sealed lease");
         }
@@ -333,6 +348,31 @@ impl Leases {
         for held in lock(&self.table).values() {
             held.memory.beat(beat);
             held.beat_age(now);
+        }
+    }
+
+    /// The timer, now and then: devices that have failed or are being removed get everything back, though no
+    /// node asks. That can take them a while, so a thread does it.
+    pub(crate) fn tend_doors(&self) {
+        let failed: Vec<Arc<Held>> =
+            lock(&self.table).values().filter(|held| held.has_failed_door()).cloned().collect();
+        if failed.is_empty() {
+            return;
+        }
+        tracing::warn!(
+            leases = failed.len(),
+            "an RDMA device has failed or was removed: its leases are taken back"
+        );
+        let taking_back = move || {
+            for held in failed {
+                let mut doors = lock(&held.doors);
+                if !doors.closed {
+                    Held::drop_failed_doors(&mut doors);
+                }
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("doors".into()).spawn(taking_back) {
+            tracing::warn!("cannot take leases back from a device: {error}");
         }
     }
 

@@ -15,7 +15,8 @@ pub fn main() -> Result<()> {
     setup::ensure(setup::EVERYTHING)?;
     stage("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
     stage("tidy", tidy::main)?;
-    let clippy = ["clippy", "--workspace", "--all-targets", "--features", "selvage-fabric/rdma-tests"];
+    let features = "selvage-fabric/rdma-tests,selvage-session-server/rdma-tests";
+    let clippy = ["clippy", "--workspace", "--all-targets", "--features", features];
     stage("clippy", || cargo(&[&clippy[..], &["--", "-D", "warnings"]].concat(), &[]))?;
     stage("doc", || cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]))?;
     stage("test", || test::main(&test::Arguments::default()))?;

@@ -285,6 +285,28 @@ fn a_door_is_opened_once_and_anew_after_its_device_has_failed() {
 }
 
 #[test]
+fn a_device_that_is_removed_gets_its_memory_back_without_being_asked() {
+    let (leases, device) = world();
+    connect(&leases, 1).unwrap();
+    leases.tend_doors();
+    assert_eq!(device.calls().len(), 2, "a door that works stays");
+    device.failed.store(1, Ordering::Relaxed);
+    device.seals_fail.store(1, Ordering::Relaxed);
+    let doors = || leases.find(LEASE).unwrap().doors().len();
+    let begun = Instant::now();
+    while doors() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the door stays");
+        leases.tend_doors();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(leases.disconnect(LEASE, LinkNumber(1)).is_ok(), "its queue pair went with the door");
+    connect(&leases, 2).unwrap();
+    leases.seal(LEASE);
+    assert_eq!(doors(), 0, "nothing keeps the device busy");
+    assert_eq!(device.calls().last().unwrap(), "seal 2");
+}
+
+#[test]
 fn archives_are_staged_in_order_and_bounded() {
     let (leases, device) = world();
     let link = writer(&leases);

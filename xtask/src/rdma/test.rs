@@ -8,14 +8,15 @@ use anyhow::{Context, Result, bail};
 use selvage_tests::guest::COUNT_VARIABLE;
 use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product, find_program};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// Hosts beside the one of director and clients: one web node dies, one takes over, one has the copies.
 const HOSTS: u8 = 3;
-/// The bounds of the two parts, of which the second begins with four guests booting at once.
+/// The bounds of the parts, of which the last begins with four guests booting at once.
 const DEVICES_MAX: Duration = Duration::from_secs(240);
+const SERVER_MAX: Duration = Duration::from_secs(120);
 const HOSTS_MAX: Duration = Duration::from_secs(420);
 
 /// Options of `cargo x rdma-test`.
@@ -34,7 +35,7 @@ pub struct Arguments {
 /// A part of the tests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
-    /// Two devices that reach each other: conformance, fence, isolation, faults
+    /// Two devices that reach each other: conformance, fence, isolation, faults, a session server
     Devices,
     /// Several guests as the hosts of a cluster: the claims, and deaths of hosts
     Hosts,
@@ -99,7 +100,37 @@ fn devices(arguments: &Arguments, ends: &mut Vec<(String, End)>) -> Result<()> {
     if let Some(place) = Place::devices() {
         run(&place, Some("conformance"))?;
     }
-    run(&Place::soft()?, None)
+    let soft = Place::soft()?;
+    run(&soft, None)?;
+    server(arguments, &soft, ends)
+}
+
+/// A real session server on one of two devices.
+fn server(arguments: &Arguments, place: &Place, ends: &mut Vec<(String, End)>) -> Result<()> {
+    let built = build(&[
+        "test",
+        "--package",
+        "selvage-session-server",
+        "--features",
+        "rdma-tests",
+        "--test",
+        "server_rdma",
+        "--no-run",
+    ])?;
+    // The server that the test starts is built along with it.
+    let is_test = |path: &PathBuf| {
+        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("server_rdma-"))
+    };
+    let (tests, programs): (Vec<PathBuf>, Vec<PathBuf>) = built.into_iter().partition(is_test);
+    let test = tests.first().context("no test")?;
+    let name = format!("a session server, in {}", place.description());
+    println!("rdma-test: {name}");
+    let began = Instant::now();
+    let work = Work { command: command(test, arguments), with: programs, ..Work::default() };
+    let end = place.run(&work, SERVER_MAX)?;
+    told(&name, &end, began);
+    ends.push((name, end));
+    Ok(())
 }
 
 /// The tests over several hosts.
