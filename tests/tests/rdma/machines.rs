@@ -27,6 +27,31 @@ fn rdma_write(agent: Agent) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The guest's clock minus this one's, in seconds, and how long it took to ask.
+fn clock_ahead(agent: Agent) -> (f64, f64) {
+    let unix = || std::time::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let before = unix();
+    let there: f64 = agent.shell("echo $EPOCHREALTIME").unwrap().trim().parse().unwrap();
+    let after = unix();
+    (there - before.midpoint(after), after - before)
+}
+
+#[test]
+fn clocks_run_at_one_speed() {
+    for guest in 1..=count().unwrap() {
+        let agent = Agent::of(guest);
+        agent.ready(UP).unwrap();
+        let (first, asking) = clock_ahead(agent);
+        std::thread::sleep(Duration::from_secs(3));
+        let (second, asking_again) = clock_ahead(agent);
+        let (drift, bound) = (second - first, 0.03 + asking + asking_again);
+        println!("guest {guest}: {first:.2} s ahead, {drift:.3} s more after 3 s");
+        assert!(drift.abs() < bound, "clocks drift apart by {drift} s in 3 s");
+        // Each has read a clock of whole seconds at its boot.
+        assert!(first.abs() < 2.0 + asking, "clocks are {first} s apart");
+    }
+}
+
 #[test]
 fn hosts_write_to_each_other_and_lose_cables_and_power() {
     let hypervisor = Hypervisor::of_this_guest().unwrap();

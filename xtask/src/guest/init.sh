@@ -87,6 +87,12 @@ if [ -n "$guest" ]; then
     agent=("$agent" "$address:7077")
     if [ "$guest" = 0 ]; then
         "${agent[@]}" </dev/null >/dev/console 2>&1 &
+        # The program finds all hosts up, as it would in a cluster that it did not start.
+        for ((host = 1; host <= hosts; host++)); do
+            until (: <>"/dev/tcp/10.77.0.$((10 + host))/7077") 2>/dev/null; do
+                sleep 0.2
+            done
+        done
     else
         command=("${agent[@]}")
     fi

@@ -3,6 +3,7 @@
 //!
 //! Used by `cargo x rdma-test` and `cargo x rdma-bench`, and by hand as `cargo x guest -- PROGRAM`.
 
+mod clock;
 mod closure;
 mod files;
 mod image;
@@ -71,6 +72,7 @@ pub struct Arguments {
 pub struct Ground {
     kernel: Kernel,
     accelerator: Accelerator,
+    tsc_khz: Option<u64>,
 }
 
 /// A program and what it needs in its guest.
@@ -90,6 +92,8 @@ pub struct Work {
     pub mtu: Option<u32>,
     /// The agent's program, if the guest is one of several.
     pub agent: Option<PathBuf>,
+    /// Number of guests beside guest 0, for which its program waits.
+    pub hosts: u8,
 }
 
 /// Runs the command.
@@ -106,6 +110,7 @@ pub fn main(arguments: &Arguments) -> Result<ExitCode> {
         mtu: Some(arguments.mtu),
         results: None,
         agent: arguments.agent.clone(),
+        hosts: arguments.hosts,
     };
     let site = Site {
         hosts: arguments.agent.is_some().then_some(arguments.hosts),
@@ -126,7 +131,7 @@ impl Ground {
         setup::ensure(&[setup::RDMA])?;
         let kernel = Kernel::ready(&cache())?;
         let accelerator = probe::accelerator(&kernel, &cache())?;
-        Ok(Self { kernel, accelerator })
+        Ok(Self { kernel, accelerator, tsc_khz: clock::tsc_khz() })
     }
 
     /// One line about the guests: kernel, QEMU, accelerator, and the processor beneath.
@@ -177,7 +182,8 @@ impl Work {
         }
         let results = self.results.as_deref().map(text).transpose()?.unwrap_or_default();
         let mtu = self.mtu.unwrap_or(MTU_DEFAULT);
-        let settings = format!("mtu={mtu}\ndirectory='{directory}'\nagent='{agent}'\nresults='{results}'\n");
+        let mut settings = format!("mtu={mtu}\ndirectory='{directory}'\nresults='{results}'\n");
+        settings.push_str(&format!("agent='{agent}'\nhosts={}\n", self.hosts));
         image.bytes("/etc/selvage/settings", settings, 0o644);
         Ok(image)
     }

@@ -63,6 +63,7 @@ fn kvm_works(kernel: &Kernel) -> Result<bool> {
         processors: 2,
         ports: &[],
         host: None,
+        tsc_khz: None,
         is_trial: true,
     };
     let mut running = machine.start()?;

@@ -56,6 +56,8 @@ pub struct Machine<'a> {
     pub ports: &'a [&'static str],
     /// Its number as a host of a network, if it is one; then it has a card.
     pub host: Option<u8>,
+    /// Rate of this host's time stamp counter, if it is known.
+    pub tsc_khz: Option<u64>,
     /// Whether it may fail, and nobody wants to read why.
     pub is_trial: bool,
 }
@@ -129,6 +131,9 @@ impl Machine<'_> {
         // A slow host must not look like a broken clock or interrupt.
         let clocks = "tsc=reliable no_timer_check";
         let mut append = format!("console=ttyS0 quiet panic=-1 mitigations=off {clocks} rdinit=/init");
+        if let (Accelerator::Tcg, Some(khz)) = (self.accelerator, self.tsc_khz) {
+            append.push_str(&format!(" tsc_early_khz={khz}"));
+        }
         if let Some(host) = self.host {
             append.push_str(&format!(" selvage.guest={host}"));
         }
@@ -250,6 +255,7 @@ mod tests {
             processors: 2,
             ports: &[],
             host: None,
+            tsc_khz: Some(2_000_000),
             is_trial: false,
         };
         let line = |machine: &Machine| machine.arguments(7, 8).join(" ");
@@ -257,7 +263,9 @@ mod tests {
         assert!(tcg.contains("-accel tcg,thread=multi -cpu max,-erms,-fsrm -smp 2 -m 512M"), "{tcg}");
         assert!(tcg.contains("-initrd /dev/fd/7"), "{tcg}");
         assert!(tcg.contains("-chardev socket,id=console,fd=8 -serial chardev:console"), "{tcg}");
+        assert!(tcg.contains(" tsc_early_khz=2000000"), "{tcg}");
         machine.accelerator = Accelerator::Kvm;
+        assert!(!line(&machine).contains("tsc_early_khz"), "KVM tells its guests by itself");
         assert!(line(&machine).contains("-accel kvm -cpu host"));
         assert!(!line(&machine).contains("selvage.guest"));
         machine.host = Some(2);

@@ -16,7 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// How long guest 0 may take from its start to its program's.
-const BOOT_MAX: Duration = Duration::from_secs(120);
+const BOOT_MAX: Duration = Duration::from_secs(180);
 /// How long it may take to go off when its program has ended.
 const OFF_MAX: Duration = Duration::from_secs(10);
 /// What `timeout` ends with, too.
@@ -168,6 +168,7 @@ impl House<'_> {
             processors: self.site.processors,
             ports,
             host: hosts.then_some(guest),
+            tsc_khz: self.ground.tsc_khz,
             is_trial: false,
         };
         let mut machine = machine.start()?;

@@ -162,6 +162,7 @@ fn hosts(arguments: &Arguments) -> Result<(String, End)> {
             format!("{PRODUCT_DIR_VARIABLE}={}", product.dir.display()),
         ],
         agent: agent.into_iter().next(),
+        hosts: HOSTS,
         ..Work::default()
     };
     let mut site = site(Some(HOSTS), HOSTS_MAX);
