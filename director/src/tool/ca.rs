@@ -22,8 +22,8 @@ pub(super) struct Arguments {
     /// Days that the members' certificates are good for.
     #[arg(long, default_value_t = DAYS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(DAYS_MAX)))]
     days: u32,
-    /// Make new certificates and keys for all members, by the same authority. Without it, only what is missing
-    /// is made.
+    /// Make new certificates and keys for all members, by the same authority. Without it, only what is
+    /// missing is made.
     #[arg(long)]
     renew: bool,
 }
@@ -49,8 +49,8 @@ fn text(config: &Config, dir: &Path, made: &Made, days: u32) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "{}: certificate authority of cluster \"{}\" {authority}; certificates made: {}, good for {days} days; \
-         kept: {}",
+        "{}: certificate authority of cluster \"{}\" {authority}; certificates made: {}, good for {days} \
+         days; kept: {}",
         dir.display(),
         config.cluster.name,
         made.issued.len(),

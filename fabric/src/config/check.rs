@@ -4,6 +4,7 @@ use super::{Cluster, Config, Director, Memory, Node, Rdma, Server, Session, Timi
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::limits;
 use serde::Deserialize;
+use std::net::SocketAddr;
 use std::path::Path;
 use toml::Spanned;
 
@@ -84,8 +85,37 @@ impl Check<'_> {
     }
 }
 
+impl Check<'_> {
+    /// With certificates, a name is a part of a DNS name.
+    fn label(&self, span: std::ops::Range<usize>, name: &str) -> Result<()> {
+        self.that(!name.starts_with('-') && !name.ends_with('-'), span, "name", || {
+            format!("\"{name}\" begins or ends with -, which a certificate's name cannot")
+        })
+    }
+
+    /// An address at which one listens and to which the others connect.
+    fn host_address(
+        &self,
+        span: std::ops::Range<usize>,
+        address: Option<SocketAddr>,
+        servers: &[Server],
+    ) -> Result<()> {
+        let Some(address) = address else { return Ok(()) };
+        let usable = !address.ip().is_unspecified() && address.port() != 0;
+        self.that(usable, span.clone(), "control", || {
+            format!("other hosts cannot connect to {address}: name the address and port that they reach")
+        })?;
+        let shared = servers.iter().find(|other| other.control == Some(address));
+        self.that(shared.is_none(), span, "control", || {
+            let name = shared.map_or("", |server| &server.name);
+            format!("server \"{name}\" listens on {address}, too")
+        })
+    }
+}
+
 impl File {
     pub(super) fn check(self, check: &Check<'_>) -> Result<Config> {
+        let cluster_span = self.cluster.span();
         let cluster = checked_cluster(self.cluster, check)?;
         let session = checked_session(self.session, check)?;
         let timing = checked_timing(self.timing, check)?;
@@ -93,11 +123,15 @@ impl File {
         let rdma = checked_rdma(self.rdma, check)?;
         let director_control = (self.director.span(), self.director.as_ref().control.is_some());
         let servers = checked_servers(self.server, self.tls.is_some(), check)?;
-        let nodes = checked_nodes(self.node, check)?;
+        let nodes = checked_nodes(self.node, self.tls.is_some(), check)?;
         let director_span = self.director.span();
         check.range(director_span.clone(), "server", servers.len(), 1, limits::SERVERS_MAX)?;
         check.range(director_span, "node", nodes.len(), 1, limits::NODES_MAX)?;
         check.that(self.tls.is_some() || !director_control.1, director_control.0, "control", needs_tls)?;
+        check.host_address(self.director.span(), self.director.as_ref().control, &servers)?;
+        if self.tls.is_some() {
+            check.label(cluster_span, &cluster.name)?;
+        }
         let tls = self.tls.map(|tls| checked_tls(tls, check)).transpose()?;
         Ok(Config {
             path: check.path.to_owned(),
@@ -212,6 +246,10 @@ fn checked_servers(tables: Vec<Spanned<Server>>, has_tls: bool, check: &Check<'_
         check.name(span.clone(), &server.name)?;
         check.range(span.clone(), "weight", server.weight, 1, 1000)?;
         check.that(has_tls || server.control.is_none(), span.clone(), "control", needs_tls)?;
+        check.host_address(span.clone(), server.control, &servers)?;
+        if has_tls {
+            check.label(span.clone(), &server.name)?;
+        }
         let twice = servers.iter().any(|other: &Server| other.name == server.name);
         check.that(!twice, span, "name", || format!("two servers are named \"{}\"", server.name))?;
         servers.push(server);
@@ -220,12 +258,15 @@ fn checked_servers(tables: Vec<Spanned<Server>>, has_tls: bool, check: &Check<'_
     Ok(servers)
 }
 
-fn checked_nodes(tables: Vec<Spanned<Node>>, check: &Check<'_>) -> Result<Vec<Node>> {
+fn checked_nodes(tables: Vec<Spanned<Node>>, has_tls: bool, check: &Check<'_>) -> Result<Vec<Node>> {
     let mut nodes = Vec::new();
     for node in tables {
         let span = node.span();
         let node = node.into_inner();
         check.name(span.clone(), &node.name)?;
+        if has_tls {
+            check.label(span.clone(), &node.name)?;
+        }
         let twice = nodes.iter().any(|other: &Node| other.name == node.name);
         check.that(!twice, span.clone(), "name", || format!("two nodes are named \"{}\"", node.name))?;
         let shared = nodes.iter().any(|other: &Node| other.address == node.address);

@@ -451,4 +451,41 @@ uids = [33]
         assert!(error_of(&GOOD.replace("\"n1\"", "\"N 1\"")).starts_with("x.toml:17: `name`: \"N 1\""));
         assert!(error_of("[cluster\n").starts_with("x.toml:1: "));
     }
+
+    #[test]
+    fn addresses_for_other_hosts_need_certificates_and_must_be_reachable() {
+        let tls = "\n[tls]\ndir = \"/etc/selvage/tls\"\n\n[[server]]";
+        let far = GOOD
+            .replacen("\n[[server]]", tls, 1)
+            .replace("\"s1\"", "\"s1\"\ncontrol = \"10.0.0.2:7420\"")
+            .replace("listen =", "control = \"10.0.0.1:7410\"\nlisten =");
+        let config = Config::parse(Path::new("x.toml"), &far).unwrap();
+        assert_eq!(config.servers[0].control.unwrap().port(), 7420);
+        assert_eq!(config.director.control.unwrap().port(), 7410);
+
+        let without = far.replace(tls, "\n[[server]]");
+        assert!(error_of(&without).contains("`control`: an address for other hosts needs certificates"));
+        assert!(
+            error_of(&far.replace("/etc/selvage/tls", "tls")).contains("`dir`: must be an absolute path")
+        );
+        for (from, to, expected) in [
+            (
+                "10.0.0.2:7420",
+                "0.0.0.0:7420",
+                "x.toml:19: `control`: other hosts cannot connect to 0.0.0.0:7420",
+            ),
+            ("10.0.0.1:7410", "[::]:7410", "x.toml:8: `control`: other hosts cannot connect to [::]:7410"),
+            ("10.0.0.2:7420", "10.0.0.2:0", "cannot connect to 10.0.0.2:0"),
+            ("10.0.0.1:7410", "10.0.0.2:7420", "`control`: server \"s1\" listens on 10.0.0.2:7420, too"),
+            ("10.0.0.2:7420", "s1.example", "x.toml:19: "),
+            ("\"s1\"", "\"s1-\"", "x.toml:18: `name`: \"s1-\" begins or ends with -"),
+            ("\"demo\"", "\"-demo\"", "x.toml:3: `name`: \"-demo\" begins or ends with -"),
+            ("\"n1\"", "\"-n1\"", "`name`: \"-n1\" begins or ends with -"),
+        ] {
+            let error = error_of(&far.replace(from, to));
+            assert!(error.contains(expected), "{to}: {error}");
+        }
+        // On one host such names are as good as others.
+        assert!(Config::parse(Path::new("x.toml"), &GOOD.replace("\"s1\"", "\"s1-\"")).is_ok());
+    }
 }

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 const WAIT: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(50);
+const SIGNATURE_VARIES_BYTES: usize = 10;
 
 fn listener() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -284,8 +285,11 @@ fn a_cut_at_any_byte_ends_the_client() {
     let (greeted, all) = talk(usize::MAX);
     greeted.unwrap();
     for limit in 0..all {
-        let error = talk(limit).0.unwrap_err();
-        assert_eq!(error.kind, ErrorKind::Unreachable, "cut after {limit} of {all} bytes: {error}");
+        match talk(limit).0 {
+            // Signatures are a few bytes longer or shorter each time, so this may be the whole.
+            Ok(()) => assert!(limit + SIGNATURE_VARIES_BYTES > all, "{limit} of {all} bytes were enough"),
+            Err(error) => assert_eq!(error.kind, ErrorKind::Unreachable, "{limit} of {all} bytes: {error}"),
+        }
     }
     println!("cut after each of {all} bytes");
 }
