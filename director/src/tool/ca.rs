@@ -20,7 +20,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FOLDER", visible_alias = "out")]
     dir: Option<PathBuf>,
     /// Days that the members' certificates are good for.
-    #[arg(long, default_value_t = DAYS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=i64::from(DAYS_MAX)))]
+    #[arg(long, default_value_t = DAYS_DEFAULT, value_parser = clap::value_parser!(u32).range(1..=DAYS_MAX))]
     days: u32,
     /// Make new certificates and keys for all members, by the same authority. Without it, only what is
     /// missing is made.

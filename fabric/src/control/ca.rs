@@ -24,7 +24,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Days that a member's certificate is good for, if nothing else is said.
 pub const DAYS_DEFAULT: u32 = 825;
 /// Most days that can be asked for.
-pub const DAYS_MAX: u32 = 36_500;
+pub const DAYS_MAX: i64 = 36_500;
 /// Days that a CA is good for.
 const CA_DAYS: u32 = 36_500;
 /// Certificates count from this long before they are made: other hosts' clocks may be behind.

@@ -6,6 +6,7 @@ use crate::control::stream::{Peer, Stream};
 use crate::control::testing::{Certificates, node, server};
 use crate::ident::Incarnation;
 use crate::ident::SessionId;
+use crate::limits::MESSAGE_BYTES_MAX;
 use rustls::pki_types::pem::PemObject;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -315,6 +316,28 @@ fn nothing_is_resumed_and_half_open_connections_end() {
                 assert_eq!(sockopt::tcp_user_timeout(end).unwrap(), 3000);
                 assert!(sockopt::tcp_nodelay(end).unwrap() && sockopt::socket_keepalive(end).unwrap());
             }
+        });
+    }
+}
+
+#[test]
+fn frames_over_the_limit_are_refused_and_get_no_memory() {
+    let certificates = Certificates::of("demo");
+    let (server_keys, node_keys) = (certificates.keys(server("s1")), certificates.keys(node("n1")));
+    for announced in [0, MESSAGE_BYTES_MAX as u32 + 1, u32::MAX] {
+        let (listener, address) = listener();
+        std::thread::scope(|scope| {
+            let accepted = scope.spawn(|| {
+                let (socket, _) = listener.accept().unwrap();
+                let mut stream = Stream::accepted_host(socket, &server_keys, WAIT).unwrap();
+                stream.recv::<ToServer>(WAIT).unwrap_err()
+            });
+            let deadline = Deadline::after(WAIT);
+            let connected = Secure::connect(address, &node_keys, &server("s1"), &deadline).unwrap();
+            connected.send(&announced.to_le_bytes(), &deadline).unwrap();
+            let error = accepted.join().unwrap();
+            assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
+            assert!(error.context.contains(&announced.to_string()), "{error}");
         });
     }
 }
