@@ -21,8 +21,15 @@ pub const SERVER: Incarnation = Incarnation(0x22);
 /// Largest archive, bytes.
 pub const ARCHIVE_BYTES_MAX: usize = 1 << 20;
 
-/// Settings that name a device.
+/// Settings that name a device. `cargo x rdma-test` names others than soft-RoCE's for the suite, where the
+/// host has them: `node's,server's`.
 pub fn over(device: &str) -> Rdma {
+    let named = std::env::var("SELVAGE_RDMA_DEVICES").unwrap_or_default();
+    let device = match (named.split_once(','), device) {
+        (Some((node, _)), NODE_DEVICE) => node,
+        (Some((_, server)), SERVER_DEVICE) => server,
+        _ => device,
+    };
     Rdma { device: Some(device.to_owned()), ..Rdma::default() }
 }
 
