@@ -11,7 +11,8 @@ use crate::ident::{Cookie, SessionId, Version};
 use std::fmt;
 use std::mem::ManuallyDrop;
 
-/// What a commit waits for.
+/// What a commit waits for. Whatever is asked, pushes over RDMA that have begun are waited for, since a
+/// session can have only one under way per server.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Ack {
     /// Every server of the placement that is up.
