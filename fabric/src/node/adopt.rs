@@ -163,7 +163,7 @@ impl Pass<'_> {
 
     /// An adopted session's pushes end.
     fn land(&mut self, plan: &Plan, flight: Option<(Stamp, Hold, Flight<&Arc<Lane>>)>) -> Result<()> {
-        let Some((stamp, mut hold, flight)) = flight else { return Ok(()) };
+        let Some((stamp, mut hold, mut flight)) = flight else { return Ok(()) };
         if flight.land(self.host, &mut hold)?.copies >= plan.copies_possible() {
             self.settled.push((stamp.id, stamp.version));
         } else {

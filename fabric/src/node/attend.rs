@@ -146,7 +146,7 @@ fn copied<'a>(
     plan: &'a Plan,
     hold: &mut Hold,
     info: &EntryInfo,
-    flight: Flight<&Arc<Lane>>,
+    mut flight: Flight<&Arc<Lane>>,
 ) -> Result<Next<'a>> {
     let reach = flight.land(host, hold)?;
     host.count(Counter::Recopies, u64::from(reach.pushes));
@@ -198,7 +198,7 @@ impl<'a> Leaving<'a> {
     }
 
     fn land(self, host: &Host, hold: &mut Hold) -> Result<bool> {
-        let Self { moves, mut places, free, mut done } = self;
+        let Self { mut moves, mut places, free, mut done } = self;
         let mut posted = places.iter_mut();
         moves.land(host, hold, |end| {
             if let Some(place) = posted.next().filter(|_| end != End::Acked) {

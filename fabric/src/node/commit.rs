@@ -3,7 +3,7 @@
 
 use super::host::{Counter, Host, Lane, LinkState, Plan};
 use super::open::{OpenSession, lifetimes_ms, raise};
-use super::push::{Cargo, Flight, Reach, launch};
+use super::push::{Cargo, Flight, Reach};
 use super::session::{Ack, Committed, Short};
 use crate::archive::{Builder, Head};
 use crate::error::{ErrorKind, Result};
@@ -65,7 +65,9 @@ impl OpenSession {
         let plan = host.plan();
         let stamp = self.facts.stamp();
         let hold = self.hold()?;
-        let reach = launch(&host, hold, &plan, &stamp, cargo).and_then(|flight| flight.land(&host, hold));
+        let mut flight = Flight::new(&plan, &stamp);
+        let launched = flight.launch(&host, hold, &plan, cargo);
+        let reach = launched.and_then(|()| flight.land(&host, hold));
         self.committed(reach, cargo)
     }
 
@@ -77,19 +79,17 @@ impl OpenSession {
         let plan = host.plan();
         let stamp = self.facts.stamp();
         let hold = self.hold()?;
-        let mut launched = launch(&host, hold, &plan, &stamp, cargo);
-        let is_over = launched.as_mut().map_or(true, |flight| flight.volley().is_over_soon(hold));
-        let reach = match launched {
-            Ok(flight) if !is_over => {
-                return Ok(Commit::UnderWay(UnderWay { flight: flight.keep(), cargo }));
-            }
-            launched => launched.and_then(|flight| flight.land(&host, hold)),
-        };
+        let mut flight = Flight::new(&plan, &stamp);
+        let launched = flight.launch(&host, hold, &plan, cargo);
+        if launched.is_ok() && !flight.volley().is_over_soon(hold) {
+            return Ok(Commit::UnderWay(UnderWay { flight: flight.keep(), cargo }));
+        }
+        let reach = launched.and_then(|()| flight.land(&host, hold));
         self.committed(reach, cargo).map(Commit::Ended)
     }
 
     /// Ends what [`Self::commit_now`] has begun; waits for what is still under way.
-    pub fn commit_later(&mut self, under_way: UnderWay) -> Result<Committed> {
+    pub fn commit_later(&mut self, mut under_way: UnderWay) -> Result<Committed> {
         let host = self.host.clone();
         let reach = under_way.flight.land(&host, self.hold()?);
         self.committed(reach, under_way.cargo)

@@ -131,7 +131,7 @@ impl Burying {
     /// Waits for the tombstones, and lets the session go if it may. `declare`: sealed copies are declared
     /// gone. Who comes again need not while they exist: what a server missed, it lists to the adoption.
     pub fn land(self, host: &Host, hold: &mut Hold, declare: bool) -> Result<Burial> {
-        let Self { info, plan, tombstones, mut open } = self;
+        let Self { info, plan, mut tombstones, mut open } = self;
         tombstones.land(host, hold, |end| open |= end != End::Acked)?;
         let declare = declare || !plan.sealed_copies_exist();
         if info.adopted && declare && !declare_gone(host, &plan, &[(info.id, info.version)]) {

@@ -16,6 +16,7 @@ use crate::cache::{Hold, PushKind};
 use crate::error::Result;
 use crate::ident::{SessionId, Version};
 use crate::lease::CellState;
+use crate::limits::COPIES_MAX;
 use crate::rules::{Rule, holds};
 use std::borrow::Borrow;
 use std::sync::Arc;
@@ -57,7 +58,7 @@ pub struct Reach {
 
 /// The pushes that bring a session's copies to a version, under way.
 pub struct Flight<L: Borrow<Arc<Lane>>> {
-    volley: Volley<L>,
+    volley: Volley<L, COPIES_MAX>,
     reach: Reach,
     /// Whether a sweep may reach more than this.
     retry: bool,
@@ -75,19 +76,33 @@ pub fn launch<'a>(
     stamp: &Stamp,
     cargo: Cargo,
 ) -> Result<Flight<&'a Arc<Lane>>> {
-    let volley = Volley::new(stamp);
-    let mut flight =
-        Flight { volley, reach: Reach::default(), retry: false, copies_wanted: plan.view.copies };
-    for (_, link) in plan.places_of(stamp.id) {
-        if let Err(error) = flight.post(host, hold, link, cargo) {
-            flight.volley.give_up(host, hold);
-            return Err(error);
-        }
-    }
+    let mut flight = Flight::new(plan, stamp);
+    flight.launch(host, hold, plan, cargo)?;
     Ok(flight)
 }
 
 impl<'a> Flight<&'a Arc<Lane>> {
+    /// Before its launch. Who lands it at once keeps it where it is: it is large.
+    pub fn new(plan: &Plan, stamp: &Stamp) -> Self {
+        let volley = Volley::new(stamp);
+        Self { volley, reach: Reach::default(), retry: false, copies_wanted: plan.view.copies }
+    }
+
+    /// Posts its pushes. Never waits.
+    ///
+    /// # Errors
+    /// As [`launch`].
+    pub fn launch(&mut self, host: &Host, hold: &mut Hold, plan: &'a Plan, cargo: Cargo) -> Result<()> {
+        let id = self.volley.stamp().id;
+        for (_, link) in plan.places_of(id) {
+            if let Err(error) = self.post(host, hold, link, cargo) {
+                self.volley.give_up(host, hold);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
     fn post(&mut self, host: &Host, hold: &mut Hold, link: &'a LinkState, cargo: Cargo) -> Result<()> {
         let LinkState::Open(lane) = link else {
             self.reach.short = Some(match link {
@@ -131,7 +146,7 @@ impl<'a> Flight<&'a Arc<Lane>> {
 
 impl<L: Borrow<Arc<Lane>>> Flight<L> {
     /// The pushes.
-    pub fn volley(&mut self) -> &mut Volley<L> {
+    pub fn volley(&mut self) -> &mut Volley<L, COPIES_MAX> {
         &mut self.volley
     }
 
@@ -139,23 +154,23 @@ impl<L: Borrow<Arc<Lane>>> Flight<L> {
     ///
     /// # Errors
     /// As [`launch`].
-    pub fn land(self, host: &Host, hold: &mut Hold) -> Result<Reach> {
-        let Self { volley, mut reach, mut retry, copies_wanted } = self;
+    pub fn land(&mut self, host: &Host, hold: &mut Hold) -> Result<Reach> {
+        let Self { volley, reach, retry, copies_wanted } = self;
         volley.land(host, hold, |end| match end {
             End::Acked => reach.copies += 1,
             End::Full => reach.short = Some(Short::LeaseFull),
             End::Failed => {
-                retry = true;
+                *retry = true;
                 reach.short = Some(Short::Servers);
             }
         })?;
-        if retry {
+        if *retry {
             host.count(Counter::Unprotected, 1);
         }
-        if reach.copies < copies_wanted && reach.short.is_none() {
+        if reach.copies < *copies_wanted && reach.short.is_none() {
             reach.short = Some(Short::Servers);
         }
-        judge(host, reach)
+        judge(host, *reach)
     }
 }
 
@@ -164,7 +179,9 @@ impl<L: Borrow<Arc<Lane>>> Flight<L> {
 /// # Errors
 /// As [`launch`].
 pub fn protect(host: &Host, hold: &mut Hold, plan: &Plan, stamp: &Stamp, cargo: Cargo) -> Result<Reach> {
-    launch(host, hold, plan, stamp, cargo)?.land(host, hold)
+    let mut flight = Flight::new(plan, stamp);
+    flight.launch(host, hold, plan, cargo)?;
+    flight.land(host, hold)
 }
 
 /// What of the acks may be reported: none after the end of the incarnation (R2), and none without a mandate,

@@ -80,11 +80,6 @@ impl<L: Borrow<Arc<Lane>>> Open<L> {
         stamp: &Stamp,
         deadline: Option<Instant>,
     ) -> Option<Outcome> {
-        if let Posted::Done(outcome) = self.posted
-            && !self.was_not_taken()
-        {
-            return Some(outcome);
-        }
         let began = Instant::now();
         loop {
             if let Some(outcome) = self.poll(hold, stamp) {
@@ -115,17 +110,17 @@ impl<L: Borrow<Arc<Lane>>> Open<L> {
 /// Until they have landed the caller keeps the session's hold, and with it the archive, which some links send
 /// from where it lies (invariant 18). If a volley is dropped, its open pushes are left to the hold, whose
 /// drop puts them into quarantine.
-pub struct Volley<L: Borrow<Arc<Lane>>> {
-    open: [Option<Open<L>>; PLACES_MAX],
+pub struct Volley<L: Borrow<Arc<Lane>>, const N: usize = PLACES_MAX> {
+    open: [Option<Open<L>>; N],
     stamp: Stamp,
     /// Until when they are waited for; set by the first one that has not ended at once.
     deadline: Option<Instant>,
 }
 
-impl<L: Borrow<Arc<Lane>>> Volley<L> {
+impl<L: Borrow<Arc<Lane>>, const N: usize> Volley<L, N> {
     /// For pushes whose cells say `stamp`.
     pub fn new(stamp: &Stamp) -> Self {
-        Self { open: [const { None }; PLACES_MAX], stamp: *stamp, deadline: None }
+        Self { open: [const { None }; N], stamp: *stamp, deadline: None }
     }
 
     /// What its cells say.
@@ -207,13 +202,21 @@ impl<L: Borrow<Arc<Lane>>> Volley<L> {
     ///
     /// # Errors
     /// As [`Self::post`].
-    pub fn land(mut self, host: &Host, hold: &mut Hold, mut ended: impl FnMut(End)) -> Result<()> {
+    pub fn land(&mut self, host: &Host, hold: &mut Hold, mut ended: impl FnMut(End)) -> Result<()> {
         let mut landed = Ok(());
-        for at in 0..self.open.len() {
-            let Some(mut open) = self.open[at].take() else { continue };
-            let deadline = if landed.is_ok() { self.deadline } else { Some(Instant::now()) };
-            let outcome = open.wait(host, hold, &self.stamp, deadline);
-            match settle(host, hold, open.lane.borrow(), &open.push, &self.stamp, outcome) {
+        for place in &mut self.open {
+            let Some(open) = place else { continue };
+            let outcome = match open.posted {
+                // Shared memory, mostly: nothing to wait for.
+                Posted::Done(outcome) if outcome != Outcome::Failed(FailKind::NotPosted) => Some(outcome),
+                _ => {
+                    let deadline = if landed.is_ok() { self.deadline } else { Some(Instant::now()) };
+                    open.wait(host, hold, &self.stamp, deadline)
+                }
+            };
+            let settled = settle(host, hold, open.lane.borrow(), &open.push, &self.stamp, outcome);
+            *place = None;
+            match settled {
                 Ok(end) => ended(end),
                 Err(error) => landed = landed.and(Err(error)),
             }
@@ -222,16 +225,16 @@ impl<L: Borrow<Arc<Lane>>> Volley<L> {
     }
 
     /// Waits no more: what has not ended is left to the quarantine.
-    pub fn give_up(mut self, host: &Host, hold: &mut Hold) {
+    pub fn give_up(&mut self, host: &Host, hold: &mut Hold) {
         self.deadline = Some(Instant::now());
         // The caller has an error already, and the hold's drop finds what could not be written down.
         let _ = self.land(host, hold, |_| ());
     }
 }
 
-impl Volley<&Arc<Lane>> {
+impl<const N: usize> Volley<&Arc<Lane>, N> {
     /// Lets it outlive its plan.
-    pub fn keep(mut self) -> Volley<Arc<Lane>> {
+    pub fn keep(mut self) -> Volley<Arc<Lane>, N> {
         let mut kept = Volley::new(&self.stamp);
         kept.deadline = self.deadline;
         for (to, from) in kept.open.iter_mut().zip(&mut self.open) {
@@ -244,7 +247,7 @@ impl Volley<&Arc<Lane>> {
     }
 }
 
-impl<L: Borrow<Arc<Lane>>> Drop for Volley<L> {
+impl<L: Borrow<Arc<Lane>>, const N: usize> Drop for Volley<L, N> {
     fn drop(&mut self) {
         for open in self.open.iter().flatten() {
             if let Posted::Pending(id) = open.posted {
