@@ -77,11 +77,11 @@ fn both_copies_are_under_way_at_once() {
 fn copies_again_keep_many_pushes_under_way() {
     let mut world = World::slow(1, 1, 1, 2000, FAST);
     let host = world.host("n1");
-    let count = 600;
+    let count = 300;
     for number in 0..count {
         create(&host, number);
     }
-    let delay = ms(2);
+    let delay = ms(10);
     world.slowness = Some(latency(delay));
     let one_by_one = delay * count as u32;
     let mut best = Duration::MAX;
