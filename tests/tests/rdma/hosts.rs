@@ -1,6 +1,6 @@
 //! Whole hosts die, by a cut of their power, under load: nothing acked is lost, and they come back.
 
-use crate::setting::{SESSIONS, all_is_kept, goes_on, load, options, report};
+use crate::setting::{Death, SESSIONS, all_is_kept, goes_on, load, options, report};
 use selvage_tests::stage::Stage;
 use std::time::Instant;
 
@@ -14,6 +14,7 @@ async fn a_host_dies_with_one_copy() {
     let dead = stage.incarnation("n1").await;
     let kill = stage.kill_host(1).unwrap();
     stage.until("n1's end is seen", |view| view.host(dead).is_none()).await;
+    let deaths = [Death { node: dead, cut: kill.sent, seen: Instant::now() }];
     report("the web node's host: power cut to declared down", kill.sent);
     stage.until_taken_over(dead, SESSIONS, 1).await;
     report("the web node's host: power cut to all sessions elsewhere, safe", kill.sent);
@@ -30,7 +31,7 @@ async fn a_host_dies_with_one_copy() {
     goes_on(&load, before, failed, since);
     comes_back(&mut stage, 2).await;
     goes_on(&load, before, failed, since);
-    all_is_kept(&stage, load, &[kill]).await;
+    all_is_kept(&stage, load, &deaths).await;
     stage.end();
 }
 
@@ -40,10 +41,12 @@ async fn a_host_with_node_and_server_dies_with_two_copies() {
     let places = [("n1", 1), ("s1", 1), ("n2", 2), ("s2", 2), ("n3", 3)];
     let mut stage = Stage::with(options(3, 2, 2, &places)).await;
     let load = load(&stage).await;
-    let mut kills = Vec::new();
+    let mut deaths = Vec::new();
     for (guest, node) in [(1, "n1"), (2, "n2")] {
         let dead = stage.incarnation(node).await;
         let kill = stage.kill_host(guest).unwrap();
+        stage.until("the node's end is seen", |view| view.host(dead).is_none()).await;
+        deaths.push(Death { node: dead, cut: kill.sent, seen: Instant::now() });
         stage.until_taken_over(dead, SESSIONS, 1).await;
         report(
             "node and server at once: power cut to all sessions elsewhere, with the one copy left",
@@ -51,9 +54,8 @@ async fn a_host_with_node_and_server_dies_with_two_copies() {
         );
         comes_back(&mut stage, guest).await;
         stage.until_protected(SESSIONS, 2).await;
-        kills.push(kill);
     }
-    all_is_kept(&stage, load, &kills).await;
+    all_is_kept(&stage, load, &deaths).await;
     stage.end();
 }
 

@@ -1,7 +1,8 @@
 //! What all of these tests share: where members run, how slow guests are, what is seen of a fault.
 
-use selvage_tests::cluster::{Hosts, Kill, Options};
-use selvage_tests::load::{Load, Plan};
+use selvage_fabric::ident::Incarnation;
+use selvage_tests::cluster::{Hosts, Options};
+use selvage_tests::load::{Failure, Load, Plan};
 use selvage_tests::stage::Stage;
 use std::time::{Duration, Instant};
 
@@ -41,8 +42,20 @@ pub async fn load(stage: &Stage) -> Load {
     load
 }
 
-/// Ends the load: nothing acked is lost, and whatever failed was under way at one of these kills.
-pub async fn all_is_kept(stage: &Stage, load: Load, kills: &[Kill]) {
+/// The death of a web node's host, and when it was seen. Until then requests are sent to it: nobody answers
+/// that there is nobody. They fail in the end, for they may have begun, and are not sent twice.
+pub struct Death {
+    /// The node's life.
+    pub node: Incarnation,
+    /// When the power was cut.
+    pub cut: Instant,
+    /// When it was declared down.
+    pub seen: Instant,
+}
+
+/// Ends the load: nothing acked is lost, and whatever failed was on its way to a node whose death was not yet
+/// seen.
+pub async fn all_is_kept(stage: &Stage, load: Load, deaths: &[Death]) {
     let ledger = load.stop().await.unwrap();
     let verdict = ledger.verify(stage.address(), CONNECTIONS).await.unwrap();
     println!(
@@ -55,11 +68,12 @@ pub async fn all_is_kept(stage: &Stage, load: Load, kills: &[Kill]) {
     assert!(verdict.is_clean(), "{verdict:?}");
     assert_eq!(verdict.sessions, SESSIONS as u64);
     assert!(ledger.requests > 2 * SESSIONS as u64, "only {} requests", ledger.requests);
-    let excused = |started: Instant, ended: Instant| {
-        kills.iter().any(|kill| started <= kill.gone && ended >= kill.sent)
+    let excused = |failure: &Failure| {
+        deaths.iter().any(|death| {
+            failure.host == death.node && failure.started <= death.seen && failure.ended >= death.cut
+        })
     };
-    let strange: Vec<_> =
-        ledger.failures.iter().filter(|failure| !excused(failure.started, failure.ended)).collect();
+    let strange: Vec<_> = ledger.failures.iter().filter(|failure| !excused(failure)).collect();
     assert!(strange.is_empty(), "{} requests failed that were not under way: {strange:?}", strange.len());
 }
 
