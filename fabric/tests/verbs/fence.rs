@@ -161,7 +161,8 @@ impl Tally {
         let last = self.learned.len() - 1;
         println!(
             "{how:?}: {} tries, {} with writes under way; memory changed afterwards in {}; \
-             the writer knew after p50 {:?}, p99 {:?}, max {:?}; revoked {}, disconnected {}, not posted {}; acked late {}",
+             the writer knew after p50 {:?}, p99 {:?}, max {:?}; revoked {}, disconnected {}, not posted {}; \
+             acked late {}",
             self.tries,
             self.under_way,
             self.changed,

@@ -230,6 +230,14 @@ fn a_revoked_link_of_a_dying_server_ends_nothing() {
     assert_eq!(copies(&host, &cookie, 3), 1);
 }
 
+struct StopAtEnd<'a>(&'a Finisher);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.stop(ms(1000));
+    }
+}
+
 #[test]
 fn a_commit_that_must_not_wait_is_finished_by_the_thread_that_does() {
     let world = World::slow(2, 1, 2, 5000, FAST);
@@ -241,6 +249,8 @@ fn a_commit_that_must_not_wait_is_finished_by_the_thread_that_does() {
     let finisher = Finisher::default();
     let (done, ended) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
+        // Also when an assertion fails: the scope waits for the finisher's thread.
+        let _stop = StopAtEnd(&finisher);
         let began = Instant::now();
         for (op, cookie) in (1..).zip(&cookies) {
             let mut session = open(&host, cookie);
@@ -269,7 +279,6 @@ fn a_commit_that_must_not_wait_is_finished_by_the_thread_that_does() {
         assert!(took < ms(200) * cookies.len() as u32 / 4, "one after the other: {took:?}");
         ops.sort_unstable();
         assert_eq!(ops, (1..=50).collect::<Vec<_>>());
-        finisher.stop(ms(1000));
     });
     for (expected, cookie) in (1000..).zip(&cookies) {
         assert_eq!(number(&host, cookie), Ok(expected));
