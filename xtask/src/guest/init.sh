@@ -12,9 +12,6 @@ mount -t devpts pts /dev/pts
 mount -t tmpfs -o mode=755 run /run
 mount -t tmpfs -o mode=1777,size=75% tmp /tmp
 ln -sf /proc/self/fd /dev/fd
-# Where several guests boot at once the kernel measures the processor's clock wrong, by several times, and all
-# timeouts with it. Hosts of one cluster need true clocks; two devices in one guest need fast ones.
-grep -q "^address=." /etc/selvage/settings && echo hpet >/sys/devices/system/clocksource/clocksource0/current_clocksource
 ulimit -l unlimited
 ulimit -n 65536
 

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 /// Hosts beside the one of director and clients: one web node dies, one takes over, one has the copies.
 const HOSTS: u8 = 3;
 /// The bounds of the parts, of which the last begins with four guests booting at once.
-const DEVICES_MAX: Duration = Duration::from_secs(240);
-const SERVER_MAX: Duration = Duration::from_secs(120);
-const HOSTS_MAX: Duration = Duration::from_secs(420);
+const DEVICES_MAX: Duration = Duration::from_secs(600);
+const SERVER_MAX: Duration = Duration::from_secs(240);
+const HOSTS_MAX: Duration = Duration::from_secs(600);
 
 /// Options of `cargo x rdma-test`.
 #[derive(clap::Args, Default)]
