@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod machine;
 pub mod measure;
+pub mod rdma;
 pub mod redis;
 pub mod report;
 pub mod sample;

@@ -1,0 +1,288 @@
+//! The push engine against bare verbs, and two copies against one, over two RDMA devices.
+//!
+//! Both sides post the same work requests (archive, then inline 64-byte cell, chained, the last signalled) on
+//! queue pairs of the same setup, and take turns in short slices, so that a busy moment falls on both. What
+//! is counted is the engine: archives and cells are made beforehand.
+
+pub mod bare;
+pub mod counted;
+pub mod report;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use bare::{BareLoop, Segment};
+use report::{Copies, Report, Size};
+use selvage_fabric::config::Rdma;
+use selvage_fabric::ident::Incarnation;
+use selvage_fabric::lease::{BlockOffset, CELL_BYTES, LeaseGeometry, LeaseHeader, Sequence, SlotIndex};
+use selvage_fabric::transport::memory::{ServerLease, create};
+use selvage_fabric::transport::verbs::{Door, Opening, PeerId, Verbs, VerbsLink};
+use selvage_fabric::transport::{Link, Outcome, Posted, Push, PushId};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// Bytes of the archives.
+pub const SIZES: [usize; 4] = [256, 1024, 4096, 65_536];
+/// Pushes under way at once when the rate is measured.
+pub const WINDOW: u32 = 16;
+/// The devices: the node's and the server's, and the interface below the server's.
+const DEVICES: [&str; 2] = ["rxe0", "rxe1"];
+const INTERFACE: &str = "v1";
+/// Archive of the runs with two copies.
+const COPIES_BYTES: usize = 1024;
+
+/// How long it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Length {
+    /// Turns of each contestant.
+    pub rounds: u32,
+    /// One turn.
+    pub slice: Duration,
+}
+
+impl Length {
+    /// For CI.
+    pub const QUICK: Self = Self { rounds: 10, slice: Duration::from_millis(40) };
+    /// For a record.
+    pub const FULL: Self = Self { rounds: 40, slice: Duration::from_millis(60) };
+}
+
+/// A server's lease and two links into it: the engine's, and one whose queue pair bare verbs use.
+struct Way {
+    engine: VerbsLink,
+    bare: VerbsLink,
+    geometry: LeaseGeometry,
+    // Kept open, and dropped last.
+    _door: Door,
+    _lease: ServerLease,
+}
+
+impl Way {
+    fn open(node: &Verbs, server: &Verbs, segment: &Segment) -> Result<Self> {
+        let lease = create(&header(4 << 20), false)?;
+        let door = Door::open(server, &lease, None, 1 << 20)?;
+        let geometry = lease.header().geometry;
+        let link = |peer| -> Result<VerbsLink> {
+            let opening = Opening::begin(node, segment.region(), None)?;
+            let (endpoint, memory) = door.connect(PeerId(peer), &opening.offer())?;
+            Ok(opening.finish(&endpoint, memory, geometry, lease.header().server_incarnation)?)
+        };
+        Ok(Self { engine: link(1)?, bare: link(2)?, geometry, _door: door, _lease: lease })
+    }
+}
+
+fn header(heap_bytes: u64) -> LeaseHeader {
+    LeaseHeader {
+        geometry: LeaseGeometry { slot_count: 64, heap_bytes, chunk_bytes: 1 << 20 },
+        node: "bench".to_owned(),
+        node_incarnation: Incarnation(1),
+        server_incarnation: Incarnation(2),
+    }
+}
+
+/// Measures everything.
+///
+/// # Errors
+/// If a device is missing or a push fails.
+pub fn run(length: Length) -> Result<Report> {
+    let over = |device: &str| Verbs::new(&Rdma { device: Some(device.to_owned()), ..Rdma::default() });
+    let (node, server) = (over(DEVICES[0]), over(DEVICES[1]));
+    let segment = Segment::new(create(&header(1 << 20), false)?.region());
+    let (one, two) = (Way::open(&node, &server, &segment)?, Way::open(&node, &server, &segment)?);
+    let path = one.engine.path();
+    let sizes = SIZES
+        .iter()
+        .map(|bytes| size(&one, segment.bytes(8192, *bytes), length).with_context(|| format!("{bytes} B")))
+        .collect::<Result<_>>()?;
+    let archive = segment.bytes(8192, COPIES_BYTES);
+    let mut copies = vec![two_copies(&one, &two, archive, length, 0)?];
+    let delay = Delay::of(INTERFACE)?;
+    copies.push(two_copies(&one, &two, archive, length, 1)?);
+    drop(delay);
+    Ok(Report { path, rounds: length.rounds, slice_ms: length.slice.as_millis() as u64, sizes, copies })
+}
+
+const CELL: [u8; CELL_BYTES] = [0x5a; CELL_BYTES];
+
+/// Each slot's block, for archives of up to 64 KiB.
+fn block_of(slot: u32) -> BlockOffset {
+    BlockOffset(slot * 256)
+}
+
+fn size(way: &Way, archive: &[u8], length: Length) -> Result<Size> {
+    let mut bare = BareLoop::new(way.bare.bare(), &way.geometry, WINDOW, block_of, archive, CELL)?;
+    let (mut engine_ns, mut bare_ns) = (Vec::new(), Vec::new());
+    let (mut engine_rate, mut bare_rate) = (Vec::new(), Vec::new());
+    // The first round warms up. Who begins changes with each round.
+    for round in 0..=length.rounds {
+        let (mut e, mut b) = (Vec::new(), Vec::new());
+        let (e_rate, b_rate);
+        if round % 2 == 0 {
+            engine_latency(&[&way.engine], archive, length.slice, &mut e)?;
+            bare_latency(&mut bare, length.slice, &mut b)?;
+            e_rate = engine_window(&way.engine, archive, length.slice)?;
+            b_rate = bare_window(&mut bare, length.slice)?;
+        } else {
+            bare_latency(&mut bare, length.slice, &mut b)?;
+            engine_latency(&[&way.engine], archive, length.slice, &mut e)?;
+            b_rate = bare_window(&mut bare, length.slice)?;
+            e_rate = engine_window(&way.engine, archive, length.slice)?;
+        }
+        if round > 0 {
+            engine_ns.append(&mut e);
+            bare_ns.append(&mut b);
+            engine_rate.push(e_rate);
+            bare_rate.push(b_rate);
+        }
+    }
+    Ok(Size {
+        bytes: archive.len(),
+        pushes: engine_ns.len(),
+        engine_p50_ns: median(&mut engine_ns)?,
+        bare_p50_ns: median(&mut bare_ns)?,
+        engine_rate: median(&mut engine_rate)?,
+        bare_rate: median(&mut bare_rate)?,
+    })
+}
+
+fn two_copies(one: &Way, two: &Way, archive: &[u8], length: Length, delay_ms: u32) -> Result<Copies> {
+    let (mut single, mut double) = (Vec::new(), Vec::new());
+    for round in 0..=length.rounds {
+        let (mut s, mut d) = (Vec::new(), Vec::new());
+        engine_latency(&[&one.engine], archive, length.slice, &mut s)?;
+        engine_latency(&[&one.engine, &two.engine], archive, length.slice, &mut d)?;
+        if round > 0 {
+            single.append(&mut s);
+            double.append(&mut d);
+        }
+    }
+    let commits = double.len();
+    Ok(Copies { delay_ms, commits, one_p50_ns: median(&mut single)?, two_p50_ns: median(&mut double)? })
+}
+
+fn push(slot: u32, archive: &[u8]) -> Push<'_> {
+    let block = Some((block_of(slot), archive));
+    Push { slot: SlotIndex(slot), sequence: Sequence(0), cell: &CELL, block }
+}
+
+fn begin(link: &VerbsLink, slot: u32, archive: &[u8]) -> Result<PushId> {
+    match link.post(&push(slot, archive)) {
+        Posted::Pending(id) => Ok(id),
+        Posted::Done(other) => bail!("a push ended with {other:?}: {}", link.detail()),
+    }
+}
+
+fn check(link: &VerbsLink, outcome: Outcome) -> Result<()> {
+    ensure!(outcome == Outcome::Acked, "a push ended with {outcome:?}: {}", link.detail());
+    Ok(())
+}
+
+/// One push at a time to each link, all posted before any is awaited; times from post to the last completion.
+fn engine_latency(links: &[&VerbsLink], archive: &[u8], slice: Duration, times: &mut Vec<f64>) -> Result<()> {
+    let until = Instant::now() + slice;
+    let mut open = [None; 2];
+    loop {
+        let began = Instant::now();
+        for (link, open) in links.iter().zip(&mut open) {
+            *open = Some(begin(link, 0, archive)?);
+        }
+        for (link, open) in links.iter().zip(&mut open) {
+            let Some(id) = open.take() else { continue };
+            let outcome = loop {
+                if let Some(outcome) = link.poll(id) {
+                    break outcome;
+                }
+            };
+            check(link, outcome)?;
+        }
+        let now = Instant::now();
+        times.push((now - began).as_nanos() as f64);
+        if now >= until {
+            return Ok(());
+        }
+    }
+}
+
+fn bare_latency(bare: &mut BareLoop, slice: Duration, times: &mut Vec<f64>) -> Result<()> {
+    let until = Instant::now() + slice;
+    loop {
+        let began = Instant::now();
+        bare.post(0)?;
+        let mut ended = 0;
+        while ended == 0 {
+            bare.poll(|_| ended += 1)?;
+        }
+        let now = Instant::now();
+        times.push((now - began).as_nanos() as f64);
+        if now >= until {
+            return Ok(());
+        }
+    }
+}
+
+/// Pushes per second with [`WINDOW`] under way.
+fn engine_window(link: &VerbsLink, archive: &[u8], slice: Duration) -> Result<f64> {
+    let began = Instant::now();
+    let mut open = [None; WINDOW as usize];
+    let mut count = 0_u32;
+    while began.elapsed() < slice {
+        for (slot, open) in open.iter_mut().enumerate() {
+            if let Some(id) = *open {
+                let Some(outcome) = link.poll(id) else { continue };
+                check(link, outcome)?;
+                count += 1;
+            }
+            *open = Some(begin(link, slot as u32, archive)?);
+        }
+    }
+    let elapsed = began.elapsed();
+    for id in open.into_iter().flatten() {
+        while link.poll(id).is_none() {}
+    }
+    Ok(f64::from(count) / elapsed.as_secs_f64())
+}
+
+fn bare_window(bare: &mut BareLoop, slice: Duration) -> Result<f64> {
+    let began = Instant::now();
+    let mut idle: Vec<usize> = (0..WINDOW as usize).collect();
+    let (mut count, mut under_way) = (0_u32, 0_u32);
+    while began.elapsed() < slice {
+        for slot in idle.drain(..) {
+            bare.post(slot)?;
+            under_way += 1;
+        }
+        bare.poll(|slot| idle.push(slot))?;
+        count += idle.len() as u32;
+        under_way -= idle.len() as u32;
+    }
+    let elapsed = began.elapsed();
+    while under_way > 0 {
+        bare.poll(|_| under_way -= 1)?;
+    }
+    Ok(f64::from(count) / elapsed.as_secs_f64())
+}
+
+fn median(values: &mut [f64]) -> Result<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().ok_or_else(|| anyhow!("nothing was measured"))
+}
+
+/// One millisecond of delay on an interface, as long as it lives.
+struct Delay(&'static str);
+
+impl Delay {
+    fn of(interface: &'static str) -> Result<Self> {
+        let status = Command::new("tc")
+            .args(["qdisc", "add", "dev", interface, "root", "netem", "delay", "1ms"])
+            .status()
+            .context("cannot run tc (apt-get install iproute2)")?;
+        ensure!(status.success(), "tc could not delay {interface}: {status}");
+        Ok(Self(interface))
+    }
+}
+
+impl Drop for Delay {
+    fn drop(&mut self) {
+        // The interface belongs to the guest; what cannot be undone ends with it.
+        let _ = Command::new("tc").args(["qdisc", "del", "dev", self.0, "root"]).status();
+    }
+}
