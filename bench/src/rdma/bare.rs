@@ -21,6 +21,7 @@ struct Chain {
 /// The loop: one chain for each slot.
 pub struct BareLoop {
     bare: Bare,
+    #[allow(clippy::vec_box, reason = "a chain points into itself, so it must not move when the list grows")]
     chains: Vec<Box<Chain>>,
 }
 

@@ -1,8 +1,8 @@
 //! How many instructions the push engine takes for one push, counted by callgrind.
 //!
 //! What is counted is everything from `post` to the ack: bounds, the entry of the table, building both
-//! requests, fetching the completion and noting it. Instead of `ibv_post_send` and `ibv_poll_cq` stands a wire
-//! that remembers the last id and gives it back: its few instructions are in the number, too, and the
+//! requests, fetching the completion and noting it. Instead of `ibv_post_send` and `ibv_poll_cq` stands a
+//! wire that remembers the last id and gives it back: its few instructions are in the number, too, and the
 //! driver's, which are the card's maker's, are not. Two runs of different length are compared, so that
 //! starting and ending the program counts for nothing.
 
@@ -126,8 +126,8 @@ pub fn judge() -> Result<bool> {
     let good = instructions <= PUSH_INSTRUCTIONS * GROWTH_MAX;
     let verdict = if good { "ok" } else { "MISSED" };
     println!(
-        "{verdict}: the push engine takes {instructions:.1} instructions per push; {PUSH_INSTRUCTIONS} are on \
-         record, and {GROWTH_MAX} times that is the limit"
+        "{verdict}: the push engine takes {instructions:.1} instructions per push; {PUSH_INSTRUCTIONS} are \
+         on record, and {GROWTH_MAX} times that is the limit"
     );
     Ok(good)
 }
