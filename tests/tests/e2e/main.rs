@@ -6,4 +6,5 @@ mod claims;
 mod kills;
 mod operator;
 mod readme;
+mod without_rdma;
 mod zombies;
