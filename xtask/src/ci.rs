@@ -22,6 +22,10 @@ pub fn main() -> Result<()> {
     stage("test", || test::main(&test::Arguments::default()))?;
     stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;
     stage("rdma-test", || good(rdma::test::main(&rdma::test::Arguments::default())?))?;
+    stage("rdma-bench", || {
+        let arguments = rdma::bench::Arguments { quick: true, ..rdma::bench::Arguments::default() };
+        good(rdma::bench::main(&arguments)?)
+    })?;
     // In release, unlike the stage "test": their bounds are the product's. One at a time, so that none
     // disturbs another.
     let measured =
