@@ -42,6 +42,7 @@ impl Deref for Placement {
 ///     incarnation: Incarnation(1),
 ///     weight: 1,
 ///     socket: String::new(),
+///     control: None,
 /// };
 /// let servers = [server("s1"), server("s2"), server("s3")];
 /// let chosen = servers_for(SessionId([7; 16]), &servers, 2);
