@@ -211,14 +211,13 @@ impl House<'_> {
         Ok(())
     }
 
-    /// A machine went off by itself.
+    /// A machine went off by itself, which none is asked to.
     fn off(&mut self, guest: u8, life: u32) -> Result<()> {
         if self.rooms.get(&guest).is_some_and(|room| room.life == life) {
             ensure!(guest > 0, "guest 0 went off");
             if let Some(room) = self.rooms.remove(&guest) {
-                eprintln!("guest {guest} went off by itself; its console:\n{}", room.machine.console());
+                bail!("guest {guest} went off by itself; its console:\n{}", room.machine.console());
             }
-            self.switch.unplug(guest);
         }
         Ok(())
     }
