@@ -281,10 +281,10 @@ fn not_a_byte_changes_after_a_seal() {
 }
 
 /// The harness would notice: without waiting for references, memory changes afterwards now and then. How
-/// often is chance (1 of 920 and 1 of 30 were seen), so the number is told and not asserted.
+/// often is chance (1 of 920 and 1 of 30 were seen, and none of 100), so the number is told and not asserted.
 #[test]
 fn control_error_state_alone_is_no_fence() {
-    let mut tally = harness(How::ErrorStateOnly, tries("SELVAGE_CONTROL_TRIES", 100), 2);
+    let mut tally = harness(How::ErrorStateOnly, tries("SELVAGE_CONTROL_TRIES", 20), 2);
     tally.print(How::ErrorStateOnly);
     assert!(tally.tries > 0);
 }
