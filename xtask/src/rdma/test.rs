@@ -23,13 +23,13 @@ const HOSTS_MAX: Duration = Duration::from_secs(600);
 #[derive(clap::Args, Default)]
 pub struct Arguments {
     /// Run only tests whose names contain this
-    filter: Option<String>,
+    pub filter: Option<String>,
     /// Run one part only
     #[arg(long, value_enum)]
-    only: Option<Part>,
+    pub only: Option<Part>,
     /// Say what the guests' consoles said
     #[arg(long)]
-    console: bool,
+    pub console: bool,
 }
 
 /// A part of the tests.
