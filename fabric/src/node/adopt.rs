@@ -149,8 +149,15 @@ impl Pass<'_> {
         for stamp in &admitted {
             let Some(mut hold) = holds.remove(&stamp.id) else { continue };
             self.sessions += 1;
-            let flight = launch(self.host, &mut hold, &plan, stamp, Cargo::Missing { same_since: None })?;
-            flights.push_back((*stamp, hold, flight));
+            match launch(self.host, &mut hold, &plan, stamp, Cargo::Missing { same_since: None }) {
+                Ok(flight) => flights.push_back((*stamp, hold, flight)),
+                Err(error) if error.kind == ErrorKind::OwnershipLost => return Err(error),
+                // The sweep makes its copies.
+                Err(error) => {
+                    tracing::debug!(%error, session = %stamp.id, "an adopted session has no copies yet");
+                    self.complete = false;
+                }
+            }
             if flights.len() >= window(self.host) {
                 self.land(&plan, flights.pop_front())?;
             }

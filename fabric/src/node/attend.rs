@@ -89,12 +89,16 @@ impl<'a> Task<'a> {
     }
 }
 
-/// A session that somebody else took over meanwhile is that one's business.
+/// A session that somebody else took over meanwhile is that one's business, and trouble with one session is no
+/// reason to leave the others: only the end of the incarnation ends a sweep.
 fn unless_lost<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if matches!(error.kind, ErrorKind::LockLost | ErrorKind::Timeout) => Ok(None),
-        Err(error) => Err(error),
+        Err(error) if error.kind == ErrorKind::OwnershipLost => Err(error),
+        Err(error) => {
+            tracing::debug!(%error, "a session is left to the next sweep");
+            Ok(None)
+        }
     }
 }
 
