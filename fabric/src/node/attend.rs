@@ -89,8 +89,8 @@ impl<'a> Task<'a> {
     }
 }
 
-/// A session that somebody else took over meanwhile is that one's business, and trouble with one session is no
-/// reason to leave the others: only the end of the incarnation ends a sweep.
+/// A session that somebody else took over meanwhile is that one's business, and trouble with one session is
+/// no reason to leave the others: only the end of the incarnation ends a sweep.
 fn unless_lost<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
