@@ -324,7 +324,8 @@ selvage_status selvage_config_check(const char *config_path, const char *node_na
 // Attaches this process to its web node and writes the handle to *node. NULL for config_path and node_name
 // as in selvage_config_check. wait_ms says how long to wait until the node has joined the cluster; with 0
 // it returns at once, the process joins in the background, and the functions that may wait then wait for
-// that, too. Attaching again in one process shares the attachment.
+// that, too. Attaching again in one process shares the attachment. If the variable SELVAGE_LOG is set (warn,
+// info, debug), the library writes its log to standard error.
 //
 // Thread rule: any. Blocking: at most wait_ms, and start-up work on files. Ownership: *node is the
 // caller's until selvage_node_close. Errors: INVALID for the configuration; TIMEOUT; DENIED for a user

@@ -17,6 +17,7 @@ pub mod cookie;
 pub mod finish;
 pub mod guard;
 mod json;
+mod log;
 pub mod node;
 pub mod process;
 pub mod session;

@@ -10,6 +10,7 @@ use selvage_fabric::node::{AttachOptions, Node};
 
 use crate::cookie::selvage_tag;
 use crate::guard::{Failure, enter};
+use crate::log;
 use crate::process;
 use crate::signals::Blocked;
 use crate::status::selvage_status;
@@ -82,7 +83,8 @@ pub unsafe extern "C" fn selvage_config_check(
 /// Attaches this process to its web node and writes the handle to *node. NULL for config_path and node_name
 /// as in selvage_config_check. wait_ms says how long to wait until the node has joined the cluster; with 0
 /// it returns at once, the process joins in the background, and the functions that may wait then wait for
-/// that, too. Attaching again in one process shares the attachment.
+/// that, too. Attaching again in one process shares the attachment. If the variable SELVAGE_LOG is set (warn,
+/// info, debug), the library writes its log to standard error.
 ///
 /// Thread rule: any. Blocking: at most wait_ms, and start-up work on files. Ownership: *node is the
 /// caller's until selvage_node_close. Errors: INVALID for the configuration; TIMEOUT; DENIED for a user
@@ -103,6 +105,7 @@ pub unsafe extern "C" fn selvage_node_attach(
         // SAFETY: as above.
         let name = unsafe { text::optional("node_name", node_name) }?;
         process::watch()?;
+        log::begin();
         let options = AttachOptions { wait: Duration::from_millis(wait_ms.into()) };
         let attached = {
             let _blocked = Blocked::new();

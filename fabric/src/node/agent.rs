@@ -390,6 +390,7 @@ impl<'a> Agent<'a> {
             }
             let swept = swept.unwrap_or_default();
             let took_ns = began.elapsed().as_nanos() as u64;
+            tracing::debug!(complete = swept.complete, copied = swept.copied, took_ns, "a sweep has ended");
             Note::Event(Event::SweepEnded { epoch: swept.epoch, complete: swept.complete, took_ns })
         };
         self.spawn(work, Note::Event(Event::SweepEnded { epoch, complete: false, took_ns: 0 }));
@@ -401,7 +402,11 @@ impl<'a> Agent<'a> {
         let work = move || {
             let mut pace = Pace::new(attachment.config.timing.recopy_per_s, attachment.stop_flag());
             let (epoch, complete) = match adopt::adopt(&host, dead, &mut pace) {
-                Ok(adopted) => (adopted.epoch, adopted.complete),
+                Ok(adopted) => {
+                    let (complete, sessions) = (adopted.complete, adopted.sessions);
+                    tracing::debug!(dead = dead.tag(), complete, sessions, "a pass of adoption has ended");
+                    (adopted.epoch, complete)
+                }
                 Err(error) => {
                     tracing::debug!(%error, "a pass of adoption was cut short");
                     (epoch, false)

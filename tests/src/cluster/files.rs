@@ -136,6 +136,7 @@ impl Nginx<'_> {
              {user}\
              pid {dir}/nginx.pid;\n\
              error_log stderr notice;\n\
+             env SELVAGE_LOG={log};\n\
              events {{ worker_connections 2048; }}\n\
              http {{\n\
              \x20   access_log off;\n\
@@ -155,6 +156,7 @@ impl Nginx<'_> {
              \x20   }}\n\
              }}\n",
             module = self.module.display(),
+            log = std::env::var("SELVAGE_LOG").as_deref().unwrap_or("info"),
             workers = self.workers,
             config = self.config.display(),
             name = self.name,
