@@ -380,8 +380,15 @@ impl Steward {
         let current = epoch == self.view.epoch && again_ns.is_none();
         if complete && current && self.draining == Some(Draining::Asked) {
             self.draining = Some(Draining::Reported);
+            // The director goes by the last heartbeat, which is from before this sweep's copies.
+            effects.push(self.beat());
             effects.push(Effect::Send(ToDirector::Drained));
         }
+    }
+
+    fn beat(&self) -> Effect {
+        let settled = self.adoptions.iter().filter(|adoption| adoption.settled);
+        Effect::Beat { epoch: self.view.epoch, settled: settled.map(|adoption| adoption.dead).collect() }
     }
 
     fn end(&mut self, drained: bool, effects: &mut Vec<Effect>) {
@@ -399,9 +406,7 @@ impl Steward {
             Director::There { beat_ns } if *beat_ns <= now_ns => {
                 // From now, not from the deadline: after a pause one heartbeat is enough.
                 *beat_ns = now_ns + self.timing.heartbeat_ns;
-                let settled = self.adoptions.iter().filter(|adoption| adoption.settled);
-                let settled = settled.map(|adoption| adoption.dead).collect();
-                effects.push(Effect::Beat { epoch: self.view.epoch, settled });
+                effects.push(self.beat());
             }
             _ => {}
         }

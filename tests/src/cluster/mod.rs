@@ -47,6 +47,8 @@ const STOP_WAIT: Duration = Duration::from_secs(8);
 const LOG_TAIL_LINES: usize = 8;
 /// Lines of each log that are shown when a test fails.
 const FAILURE_TAIL_LINES: usize = 60;
+/// The same if SELVAGE_LOG is set.
+const ASKED_TAIL_LINES: usize = 20_000;
 /// The director's name as a member.
 pub const DIRECTOR: &str = "director";
 
@@ -513,7 +515,10 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() && !self.processes.is_empty() {
-            eprintln!("the cluster at the time of the failure: {}", self.all_tails(FAILURE_TAIL_LINES));
+            // Who asked for more log wants to see it.
+            let asked = std::env::var_os("SELVAGE_LOG").is_some();
+            let lines = if asked { ASKED_TAIL_LINES } else { FAILURE_TAIL_LINES };
+            eprintln!("the cluster at the time of the failure: {}", self.all_tails(lines));
         }
         for (_, process) in std::mem::take(&mut self.processes) {
             let _ = process.kill();

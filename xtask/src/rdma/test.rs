@@ -157,10 +157,13 @@ fn hosts(arguments: &Arguments) -> Result<(String, End)> {
     let work = Work {
         command: command(test, arguments),
         with,
-        environment: vec![
+        environment: [
             format!("{COUNT_VARIABLE}={HOSTS}"),
             format!("{PRODUCT_DIR_VARIABLE}={}", product.dir.display()),
-        ],
+        ]
+        .into_iter()
+        .chain(std::env::var("SELVAGE_LOG").map(|log| format!("SELVAGE_LOG={log}")))
+        .collect(),
         agent: agent.into_iter().next(),
         hosts: HOSTS,
         ..Work::default()
