@@ -2,9 +2,10 @@
 //! that each is cached and safely copied again without a request (C7), and tells the servers what is settled,
 //! so that they can release the dead node's leases as a set (R10).
 
+use super::attend::unless_lost;
 use super::claims::{Claimed, Wanted, admit, claim, claim_at_newcomers, fetch_archives, unclaim};
 use super::destroy::declare_gone;
-use super::host::{Host, Lane, Plan};
+use super::host::{Counter, Host, Lane, Plan};
 use super::push::{Cargo, Flight, Stamp, launch, window};
 use super::servers::unexpected;
 use super::sweep::{Pace, copies_of};
@@ -100,8 +101,13 @@ impl Pass<'_> {
                 self.settled.push((id, info.version));
             }
             EntryState::Gone => self.gone.push((id, info.version)),
-            // The sweep makes its copies, or a request finishes its fetch.
-            EntryState::Live | EntryState::Adopting => self.complete = false,
+            EntryState::Live => {
+                self.complete = false;
+                // The sweep makes its copies. Whoever left it without them could not; so it is said here.
+                self.host.count(Counter::Unprotected, 1);
+            }
+            // A request finishes its fetch.
+            EntryState::Adopting => self.complete = false,
         }
         Ok(true)
     }
@@ -149,14 +155,11 @@ impl Pass<'_> {
         for stamp in &admitted {
             let Some(mut hold) = holds.remove(&stamp.id) else { continue };
             self.sessions += 1;
-            match launch(self.host, &mut hold, &plan, stamp, Cargo::Missing { same_since: None }) {
-                Ok(flight) => flights.push_back((*stamp, hold, flight)),
-                Err(error) if error.kind == ErrorKind::OwnershipLost => return Err(error),
+            let missing = Cargo::Missing { same_since: None };
+            match unless_lost(launch(self.host, &mut hold, &plan, stamp, missing))? {
+                Some(flight) => flights.push_back((*stamp, hold, flight)),
                 // The sweep makes its copies.
-                Err(error) => {
-                    tracing::debug!(%error, session = %stamp.id, "an adopted session has no copies yet");
-                    self.complete = false;
-                }
+                None => self.complete = false,
             }
             if flights.len() >= window(self.host) {
                 self.land(&plan, flights.pop_front())?;
@@ -171,7 +174,8 @@ impl Pass<'_> {
     /// An adopted session's pushes end.
     fn land(&mut self, plan: &Plan, flight: Option<(Stamp, Hold, Flight<&Arc<Lane>>)>) -> Result<()> {
         let Some((stamp, mut hold, mut flight)) = flight else { return Ok(()) };
-        if flight.land(self.host, &mut hold)?.copies >= plan.copies_possible() {
+        let reach = unless_lost(flight.land(self.host, &mut hold))?;
+        if reach.is_some_and(|reach| reach.copies >= plan.copies_possible()) {
             self.settled.push((stamp.id, stamp.version));
         } else {
             self.complete = false;

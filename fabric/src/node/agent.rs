@@ -382,14 +382,14 @@ impl<'a> Agent<'a> {
         let (attachment, host) = (self.attachment.clone(), self.host.clone());
         let epoch = self.steward.view().epoch;
         let work = move || {
-            let began = Instant::now();
             let mut pace = Pace::new(attachment.config.timing.recopy_per_s, attachment.stop_flag());
             let swept = sweep(&host, &mut pace);
             if let Err(error) = &swept {
                 tracing::debug!(%error, "a sweep was cut short");
             }
             let swept = swept.unwrap_or_default();
-            let took_ns = began.elapsed().as_nanos() as u64;
+            // Not the time that passed: on a busy host that may be long, and says nothing about the cost.
+            let took_ns = thread_cpu_ns();
             tracing::debug!(complete = swept.complete, copied = swept.copied, took_ns, "a sweep has ended");
             Note::Event(Event::SweepEnded { epoch: swept.epoch, complete: swept.complete, took_ns })
         };
@@ -440,4 +440,10 @@ fn read_director(
             }
         }
     }
+}
+
+/// Processor time of this thread so far.
+fn thread_cpu_ns() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    (time.tv_sec as u64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as u64)
 }

@@ -90,13 +90,13 @@ impl<'a> Task<'a> {
 }
 
 /// A session that somebody else took over meanwhile is that one's business, and trouble with one session is
-/// no reason to leave the others: only the end of the incarnation ends a sweep.
-fn unless_lost<T>(result: Result<T>) -> Result<Option<T>> {
+/// no reason to leave the others: only the end of the incarnation ends a sweep or an adoption.
+pub(super) fn unless_lost<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind == ErrorKind::OwnershipLost => Err(error),
         Err(error) => {
-            tracing::debug!(%error, "a session is left to the next sweep");
+            tracing::debug!(%error, "a session is left to the next round");
             Ok(None)
         }
     }

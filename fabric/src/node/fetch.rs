@@ -5,7 +5,7 @@ use super::claims::{
     Claimed, Wanted, admit, claim, claim_at_newcomers, fetch_archives, protect_admitted, unclaim,
 };
 use super::destroy::declare_gone;
-use super::host::{Host, Plan};
+use super::host::{Counter, Host, Plan};
 use super::open::timed_out;
 use super::push::Stamp;
 use crate::cache::{EntryInit, Hold, Inserted};
@@ -83,13 +83,14 @@ enum Attempt {
 /// here leaves it in the cache, where the next request finds it; the steward registers the claim and makes
 /// the copies, too.
 fn settle_in(host: &Host, plan: &Plan, hold: &mut Hold, stamp: &Stamp, deadline: Instant) -> Result<()> {
-    loop {
+    let settled = loop {
         match claim_at_newcomers(host, plan, &[stamp.id]) {
-            Ok(()) => return protect_admitted(host, hold, stamp).map(|_| ()),
+            Ok(()) => break protect_admitted(host, hold, stamp).map(|_| ()),
             Err(error) if is_temporary(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
-            Err(error) => return Err(error),
+            Err(error) => break Err(error),
         }
-    }
+    };
+    settled.inspect_err(|_| host.count(Counter::Unprotected, 1))
 }
 
 fn try_fetch(host: &Host, plan: &Plan, cookie: &Cookie, hold: &mut Hold) -> Result<Attempt> {

@@ -43,7 +43,7 @@ pub enum Event {
         epoch: Epoch,
         /// Every session has its copies, nothing was skipped, and no lock was held nor push open.
         complete: bool,
-        /// How long it took.
+        /// Processor time that it took.
         took_ns: u64,
     },
     /// A pass of adoption has ended.
@@ -169,8 +169,10 @@ enum Draining {
     Reported,
 }
 
-/// A complete sweep is repeated when this many times its own length has passed, so that it costs at most 1 %.
+/// A complete sweep is repeated when this many times its own processor time has passed, so that it costs at
+/// most 1 %; but what nobody raised [`Event::Unprotected`] for waits no longer than [`SWEEP_PAUSE_MAX_NS`].
 const SWEEP_SHARE: u64 = 100;
+const SWEEP_PAUSE_MAX_NS: u64 = 5_000_000_000;
 
 impl Steward {
     /// The steward of a segment whose newest view is `view`. `connected`: the connection that gave the
@@ -373,7 +375,10 @@ impl Steward {
         };
         let pause_ns = match (again_ns, complete) {
             (Some(again_ns), _) => again_ns,
-            (None, true) => (took_ns * SWEEP_SHARE).max(4 * self.timing.heartbeat_ns),
+            (None, true) => {
+                let share = took_ns.saturating_mul(SWEEP_SHARE).min(SWEEP_PAUSE_MAX_NS);
+                share.max(4 * self.timing.heartbeat_ns)
+            }
             (None, false) => took_ns.max(self.timing.heartbeat_ns / 4),
         };
         self.sweep = Sweep::Due { at_ns: now_ns + pause_ns };

@@ -33,6 +33,18 @@ fn dead(sealed: bool) -> DeadEntry {
     DeadEntry { name: "n3".into(), incarnation: Incarnation(12), sealed }
 }
 
+#[test]
+fn a_sweep_that_took_long_is_repeated_soon_enough() {
+    let mut steward = steward();
+    let took_ns = 60_000 * MS;
+    let epoch = Epoch { term: 1, number: 1 };
+    steward.handle(Event::SweepEnded { epoch, complete: true, took_ns }, MS);
+    let swept =
+        |now_ns: u64, steward: &mut Steward| steward.handle(Event::Tick, now_ns).contains(&Effect::Sweep);
+    assert!(!swept(4_999 * MS, &mut steward), "it costs a lot");
+    assert!(swept(5_001 * MS, &mut steward), "but nothing waits for minutes");
+}
+
 fn sweep_ended(number: u32, complete: bool) -> Event {
     Event::SweepEnded { epoch: Epoch { term: 1, number }, complete, took_ns: MS }
 }

@@ -6,12 +6,13 @@ use crate::error::ErrorKind;
 use crate::ident::Cookie;
 use crate::node::commit::Commit;
 use crate::node::finisher::{self, Finisher};
-use crate::node::host::{Host, LinkState};
+use crate::node::host::{Counter, Host, LinkState};
 use crate::node::links::LinkKeeper;
 use crate::node::open::Found;
 use crate::node::operations::Ended;
 use crate::node::{OpId, Short};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const FAST: Slowness = Slowness { latency: Duration::ZERO, held: false, depth: usize::MAX };
@@ -97,6 +98,47 @@ fn copies_again_keep_many_pushes_under_way() {
     }
     println!("{count} sessions over a link of {delay:?}: {best:?}, one by one {one_by_one:?}");
     assert!(best < one_by_one / 4, "{best:?}");
+}
+
+#[test]
+fn a_sweep_that_loses_one_session_goes_on_with_the_others() {
+    let mut world = World::slow_with(1, 1, 1, "wait_ms = 5000\nlock_hold_ms = 100", FAST);
+    let host = world.host("n1");
+    let cookies: Vec<_> = (0..20).map(|number| create(&host, number).0).collect();
+    world.slowness = Some(HELD);
+    world.drop_server("s1");
+    world.add_server("s2");
+    world.publish();
+    let wire = world.wire("s2");
+    let swept = std::thread::scope(|scope| {
+        let sweeping = scope.spawn(|| world.sweep("n1"));
+        while wire.most_at_once() < cookies.len() {
+            std::thread::sleep(ms(1));
+        }
+        // A request waits for one of them until its lock is overdue, and takes it from the sweep.
+        drop(open(&host, &cookies[3]));
+        wire.set(FAST);
+        sweeping.join().unwrap()
+    });
+    assert_eq!((swept.copied, swept.complete), (cookies.len() as u64 - 1, false));
+    let gone = host.cache.quarantined();
+    assert_eq!(gone.len(), 1, "what was posted for it may still arrive: {gone:?}");
+}
+
+#[test]
+fn an_adoption_that_finds_sessions_without_copies_has_them_copied() {
+    let mut world = World::slow(1, 2, 1, 100, FAST);
+    let (n1, n2) = (world.host("n1"), world.host("n2"));
+    create(&n1, 1);
+    let dead = world.end_node("n1");
+    world.wire("s1").cut();
+    n2.watch_links();
+    assert!(!world.adopt("n2", dead).complete, "there is no link for its copy");
+    let unprotected = || n2.cache.counter(Counter::Unprotected as usize).load(Ordering::Relaxed);
+    // The sweep that was due then may have been before the session came into the cache.
+    let before = unprotected();
+    assert!(!world.adopt("n2", dead).complete);
+    assert!(unprotected() > before, "only a sweep makes its copies, and somebody must ask for it");
 }
 
 #[test]

@@ -292,8 +292,11 @@ impl World {
 
     /// The same, with links that behave as RDMA does.
     pub fn slow(servers: usize, nodes: usize, copies: u32, wait_ms: u64, slowness: Slowness) -> Self {
-        let session = format!("wait_ms = {wait_ms}");
-        Self::make(servers, nodes, copies, &session, Some(slowness))
+        Self::slow_with(servers, nodes, copies, &format!("wait_ms = {wait_ms}"), slowness)
+    }
+
+    pub fn slow_with(servers: usize, nodes: usize, copies: u32, session: &str, slowness: Slowness) -> Self {
+        Self::make(servers, nodes, copies, session, Some(slowness))
     }
 
     pub fn with(servers: usize, nodes: usize, copies: u32, session: &str) -> Self {
