@@ -10,7 +10,7 @@ pub mod report;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use bare::{BareLoop, Segment};
-use report::{Copies, Report, Size};
+use report::{Contest, Copies, Pair, Report, Size};
 use selvage_fabric::config::Rdma;
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::lease::{BlockOffset, CELL_BYTES, LeaseGeometry, LeaseHeader, Sequence, SlotIndex};
@@ -24,6 +24,8 @@ use std::time::{Duration, Instant};
 pub const SIZES: [usize; 4] = [256, 1024, 4096, 65_536];
 /// Pushes under way at once when the rate is measured.
 pub const WINDOW: u32 = 16;
+/// Bursts of each contestant at least, whose middle ratio is looked for.
+const BURSTS_MIN: usize = 40;
 /// The devices: the node's and the server's, and the interface below the server's.
 const DEVICES: [&str; 2] = ["rxe0", "rxe1"];
 const INTERFACE: &str = "v1";
@@ -31,6 +33,8 @@ const INTERFACE: &str = "v1";
 const TURN: u32 = 10;
 /// Archive of the runs with two copies.
 const COPIES_BYTES: usize = 1024;
+/// How many times more rounds they take: their bound is near to what two copies cost by nature, twice one.
+const COPIES_ROUNDS: u32 = 4;
 
 /// How long it takes.
 #[derive(Clone, Copy, Debug)]
@@ -112,49 +116,92 @@ fn block_of(slot: u32) -> BlockOffset {
 
 fn size(way: &Way, archive: &[u8], length: Length) -> Result<Size> {
     let mut bare = BareLoop::new(way.bare.bare(), &way.geometry, WINDOW, block_of, archive, CELL)?;
-    let (mut engine_ns, mut bare_ns) = (Vec::new(), Vec::new());
-    let (mut engine_bursts, mut bare_bursts) = (Vec::new(), Vec::new());
-    // The first round warms up. Who begins changes with each round.
-    for round in 0..=length.rounds {
-        let (mut e, mut b) = (Vec::new(), Vec::new());
-        let mut engine = || engine_push(&[&way.engine], archive);
-        take_turns(length.slice, TURN, &mut engine, &mut e, &mut || bare_push(&mut bare), &mut b)?;
-        let (mut e_burst, mut b_burst) = (Vec::new(), Vec::new());
-        let mut engine = || engine_burst(&way.engine, archive);
-        take_turns(length.slice, 1, &mut engine, &mut e_burst, &mut || bare_burst(&mut bare), &mut b_burst)?;
-        if round > 0 {
-            engine_ns.append(&mut e);
-            bare_ns.append(&mut b);
-            engine_bursts.append(&mut e_burst);
-            bare_bursts.append(&mut b_burst);
-        }
-    }
-    Ok(Size {
-        bytes: archive.len(),
-        pushes: engine_ns.len(),
-        engine_p50_ns: median(&mut engine_ns)?,
-        bare_p50_ns: median(&mut bare_ns)?,
-        engine_rate: f64::from(WINDOW) * 1e9 / median(&mut engine_bursts)?,
-        bare_rate: f64::from(WINDOW) * 1e9 / median(&mut bare_bursts)?,
-    })
+    let p50_ns = Contest::run(
+        || {
+            let mut engine = || engine_push(&[&way.engine], archive);
+            contest(length.rounds, length.slice, TURN, &mut engine, &mut || bare_push(&mut bare))
+        },
+        Size::is_latency_good,
+    )?;
+    let rate = Contest::run(
+        || {
+            let mut engine = || engine_burst(&way.engine, archive);
+            bursts(length, &mut engine, &mut || bare_burst(&mut bare))
+        },
+        Size::is_rate_good,
+    )?;
+    Ok(Size { bytes: archive.len(), p50_ns, rate })
 }
 
 fn two_copies(one: &Way, two: &Way, archive: &[u8], length: Length, delay_ms: u32) -> Result<Copies> {
-    let (mut single, mut double) = (Vec::new(), Vec::new());
-    for round in 0..=length.rounds {
-        let (mut s, mut d) = (Vec::new(), Vec::new());
-        let mut first = || engine_push(&[&one.engine], archive);
-        let mut second = || engine_push(&[&one.engine, &two.engine], archive);
-        // With the delay a push takes so long that turns of one are short enough.
-        let turn = if delay_ms == 0 { TURN } else { 1 };
-        take_turns(length.slice, turn, &mut first, &mut s, &mut second, &mut d)?;
-        if round > 0 {
-            single.append(&mut s);
-            double.append(&mut d);
+    // With the delay a push takes so long that turns of one are short enough.
+    let turn = if delay_ms == 0 { TURN } else { 1 };
+    let measure = || {
+        let mut double = || engine_push(&[&one.engine, &two.engine], archive);
+        let mut single = || engine_push(&[&one.engine], archive);
+        contest(length.rounds * COPIES_ROUNDS, length.slice, turn, &mut double, &mut single)
+    };
+    let p50_ns = Contest::run(measure, |ratio| ratio <= Copies::ratio_max(delay_ms))?;
+    Ok(Copies { delay_ms, p50_ns })
+}
+
+/// The middle values of two contestants, in so many rounds after one that warms up. Who begins changes with
+/// each round.
+fn contest(
+    rounds: u32,
+    slice: Duration,
+    turn: u32,
+    judged: &mut dyn FnMut() -> Result<f64>,
+    baseline: &mut dyn FnMut() -> Result<f64>,
+) -> Result<Pair> {
+    let (mut judged_ns, mut baseline_ns) = (Vec::new(), Vec::new());
+    for round in 0..=rounds {
+        if round == 1 {
+            judged_ns.clear();
+            baseline_ns.clear();
+        }
+        if round % 2 == 0 {
+            take_turns(slice, turn, judged, &mut judged_ns, baseline, &mut baseline_ns)?;
+        } else {
+            take_turns(slice, turn, baseline, &mut baseline_ns, judged, &mut judged_ns)?;
         }
     }
-    let commits = double.len();
-    Ok(Copies { delay_ms, commits, one_p50_ns: median(&mut single)?, two_p50_ns: median(&mut double)? })
+    let samples = judged_ns.len();
+    Ok(Pair::of_middles(median(&mut judged_ns)?, median(&mut baseline_ns)?, samples))
+}
+
+/// The rates of two contestants in bursts that follow each other, as long as a contest takes and at least
+/// [`BURSTS_MIN`] times.
+fn bursts(
+    length: Length,
+    judged: &mut dyn FnMut() -> Result<f64>,
+    baseline: &mut dyn FnMut() -> Result<f64>,
+) -> Result<Pair> {
+    // One of each warms up.
+    judged()?;
+    baseline()?;
+    let (mut judged_ns, mut baseline_ns, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let began = Instant::now();
+    while ratios.len() < BURSTS_MIN || began.elapsed() < length.slice * 2 * length.rounds {
+        let (one, other) = if ratios.len() % 2 == 0 {
+            let one = judged()?;
+            (one, baseline()?)
+        } else {
+            let other = baseline()?;
+            (judged()?, other)
+        };
+        judged_ns.push(one);
+        baseline_ns.push(other);
+        // Of rates, so the other way round than of times.
+        ratios.push(other / one);
+    }
+    let rate = |burst_ns: f64| f64::from(WINDOW) * 1e9 / burst_ns;
+    Ok(Pair {
+        judged: rate(median(&mut judged_ns)?),
+        baseline: rate(median(&mut baseline_ns)?),
+        samples: ratios.len(),
+        ratio: median(&mut ratios)?,
+    })
 }
 
 fn push(slot: u32, archive: &[u8]) -> Push<'_> {
