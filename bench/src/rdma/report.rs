@@ -199,7 +199,7 @@ impl Report {
             let last = p50_ns.last();
             writeln!(
                 text,
-                "delay {delay_ms} ms: one copy {:.1} us, two copies {:.1} us, ratio {:.2} (at most {}), try {}",
+                "delay {delay_ms} ms: one copy {:.1} us, two {:.1} us, ratio {:.2} (at most {}), try {}",
                 last.baseline / 1e3,
                 last.judged / 1e3,
                 last.ratio,
