@@ -156,7 +156,7 @@ impl Nginx<'_> {
              \x20   }}\n\
              }}\n",
             module = self.module.display(),
-            log = std::env::var("SELVAGE_LOG").as_deref().unwrap_or("info"),
+            log = std::env::var(super::member::LOG_VARIABLE).as_deref().unwrap_or("info"),
             workers = self.workers,
             config = self.config.display(),
             name = self.name,

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 /// A process on another host is gone after this time, or something is wrong there.
 const GONE_WAIT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(10);
+/// What members log; it goes on to other hosts.
+pub const LOG_VARIABLE: &str = "SELVAGE_LOG";
 
 /// The process that was started for a member, and all that it started.
 pub trait Member: std::fmt::Debug + Send + Sync {
@@ -73,7 +75,10 @@ impl Remote {
     ) -> Result<Self> {
         let text = |part: &OsStr| part.to_str().map(str::to_owned).context("a command that is no text");
         let arguments = command.get_args().map(text).collect::<Result<Vec<_>>>()?;
-        let start = Start::new(command.get_program()).args(arguments).directory(directory).log(&log);
+        let mut start = Start::new(command.get_program()).args(arguments).directory(directory).log(&log);
+        if let Ok(filter) = std::env::var(LOG_VARIABLE) {
+            start = start.env(LOG_VARIABLE, filter);
+        }
         let pid = agent.spawn(&start).with_context(|| format!("cannot start {name}"))?;
         Ok(Self { name: name.to_owned(), agent, pid, log })
     }

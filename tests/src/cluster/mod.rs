@@ -18,7 +18,7 @@ mod user;
 
 pub use folder::{Folder, segments};
 pub use host::Hosts;
-pub use member::Member;
+pub use member::{LOG_VARIABLE, Member};
 pub use ports::{Port, is_free};
 pub use process::{Kill, Process, pids_of_group, pids_working_in};
 pub use user::WebUser;

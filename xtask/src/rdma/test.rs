@@ -5,6 +5,7 @@ use crate::guest::{End, Ground, Work};
 use crate::setup;
 use crate::test::summary;
 use anyhow::{Context, Result, bail};
+use selvage_tests::cluster::LOG_VARIABLE;
 use selvage_tests::guest::COUNT_VARIABLE;
 use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product, find_program};
 use std::ffi::OsString;

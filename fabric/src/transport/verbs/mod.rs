@@ -31,6 +31,8 @@ mod device;
 mod endpoint;
 #[cfg(feature = "verbs")]
 mod engine;
+#[cfg(all(test, feature = "verbs"))]
+mod engine_tests;
 #[cfg(feature = "verbs")]
 mod error;
 #[cfg(feature = "verbs")]
