@@ -238,6 +238,15 @@ impl Hold {
         Ok(self.info()?.places.iter().find(|place| place.server == server).copied())
     }
 
+    /// The servers at which a slot that the session was pushed to is in quarantine (R4).
+    ///
+    /// # Errors
+    /// As [`Hold::info`].
+    pub fn quarantined_at(&self) -> Result<Vec<Incarnation>> {
+        self.cache.inner.check_alive()?;
+        Ok(self.cache.inner.lock_shard(self.shard)?.quarantined_at(self.entry).collect())
+    }
+
     /// Opens a push to the lease of `book`: finds the entry's place there or takes a new slot, allocates the
     /// block.
     ///

@@ -196,12 +196,18 @@ impl Guard<'_> {
 
     /// Whether a slot that the entry pushed to is in quarantine.
     pub fn is_quarantined(&self, index: u32) -> bool {
+        self.quarantined_at(index).next().is_some()
+    }
+
+    /// The servers at which a slot that the entry pushed to is in quarantine.
+    pub fn quarantined_at(&self, index: u32) -> impl Iterator<Item = Incarnation> {
         let segment = &self.cache.segment;
-        segment.header().quarantine_hint.read() != 0
-            && segment
-                .books
-                .iter()
-                .any(|book| book.quarantine().any(|slot| book.slot_records[slot].entry.read() == index + 1))
+        let any = segment.header().quarantine_hint.read() != 0;
+        let books = segment.books.iter().filter(move |_| any);
+        let of_entry = move |book: &&Book| {
+            book.quarantine().any(|slot| book.slot_records[slot].entry.read() == index + 1)
+        };
+        books.filter(of_entry).map(|book| Incarnation(book.record().incarnation.read()))
     }
 
     /// Takes up what a killed process left at a place.

@@ -2,8 +2,10 @@
 //!
 //! The entry becomes a tombstone first, so that nobody of this node sees the session again; then every lease
 //! to which it was ever posted gets a tombstone (R9), sealed copies are declared gone, and last the slots are
-//! given back, unless sealed copies may still exist (R10) or a slot of the session is in quarantine. Whatever
-//! cannot be done now is done by the steward's sweep, which finds the entry by its state.
+//! given back, unless sealed copies may still exist (R10) or a slot of the session is in quarantine. A lease
+//! in which the session has nothing but a slot in quarantine gets its tombstone in a fresh slot: what lies in
+//! the other one, or still arrives there, is older and counts for less. Whatever cannot be done now is done
+//! by the steward's sweep, which finds the entry by its state.
 
 use super::host::{Counter, Host, Lane, Plan};
 use super::open::{Access, Facts, OpenSession, facts_of, timed_out};
@@ -12,7 +14,7 @@ use super::volley::{End, Volley};
 use crate::cache::{EntryInfo, EntryState, Hold, PlaceInfo, PushKind};
 use crate::control::message::ToServer;
 use crate::error::{ErrorKind, Result};
-use crate::ident::{SessionId, Version};
+use crate::ident::{Incarnation, SessionId, Version};
 use crate::lease::CellState;
 use crate::rules::{Rule, holds};
 use std::sync::Arc;
@@ -98,28 +100,41 @@ pub(super) fn begin_burial(host: &Host, hold: &mut Hold, deadline: Instant) -> R
     let info = hold.info()?;
     debug_assert_eq!(info.state, EntryState::Gone);
     let plan = host.plan().clone();
-    let due = |place: &&PlaceInfo| needs_tombstone(&plan, place, info.id, info.version);
-    let known = |plan: &Plan, place: &PlaceInfo| {
-        plan.lane(place.server).is_some() || plan.view.server(place.server).is_none()
-    };
+    let due = due_servers(&plan, hold, &info)?;
+    let known =
+        |plan: &Plan, server: Incarnation| plan.lane(server).is_some() || plan.view.server(server).is_none();
     // First the links, so that none of the tombstones waits for another.
-    for place in info.places.iter().filter(due).filter(|place| !known(&plan, place)) {
-        host.wait_plan(deadline, |plan| known(plan, place));
+    for server in due.iter().filter(|server| !known(&plan, **server)) {
+        host.wait_plan(deadline, |plan| known(plan, *server));
     }
     let newest = host.plan().clone();
     let stamp = Stamp { id: info.id, version: info.version, expiry_ms: info.expiry_ms };
     let (mut tombstones, mut open) = (Volley::new(&stamp), false);
-    for place in info.places.iter().filter(due) {
-        match newest.lane(place.server) {
+    for server in due {
+        match newest.lane(server) {
             Some(lane) => {
                 let short =
                     tombstones.post(host, hold, lane.clone(), PushKind::Bare, CellState::Tombstone)?;
                 open |= short.is_some();
             }
-            None => open |= newest.view.server(place.server).is_some(),
+            None => open |= newest.view.server(server).is_some(),
         }
     }
     Ok(Burying { info, plan, tombstones, open })
+}
+
+/// The servers that must still be given the tombstone (R9): where the session has a place, and where it has
+/// only a slot in quarantine.
+fn due_servers(plan: &Plan, hold: &Hold, info: &EntryInfo) -> Result<Vec<Incarnation>> {
+    let places = info.places.iter().filter(|place| needs_tombstone(plan, place, info.id, info.version));
+    let mut due: Vec<Incarnation> = places.map(|place| place.server).collect();
+    let placed = |server: &Incarnation| info.places.iter().any(|place| place.server == *server);
+    let mut in_doubt = hold.quarantined_at()?;
+    in_doubt.retain(|server| plan.view.server(*server).is_some() && !placed(server));
+    if holds(Rule::R9Destroy) {
+        due.extend(in_doubt);
+    }
+    Ok(due)
 }
 
 impl Burying {

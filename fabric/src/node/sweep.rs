@@ -231,7 +231,10 @@ fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
         // do nothing with that any more.
         let is_writer = |process: &ProcessInfo| process.id == slot.process && process.alive;
         let may_write = !gone || (slot.link.is_none() && processes.iter().any(is_writer));
-        if (may_write && holds(Rule::R4FreshSlot)) || !supersede(host, plan, &slot)? {
+        if (may_write && holds(Rule::R4FreshSlot))
+            || is_needed(host, plan, &slot)?
+            || !supersede(host, plan, &slot)?
+        {
             all = false;
             continue;
         }
@@ -239,6 +242,19 @@ fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
         host.count(Counter::Quarantines, 1);
     }
     Ok(all)
+}
+
+/// Whether a slot in quarantine may hold the last acked copy of a session that lives: one that was not copied
+/// again since, because its lock was held or there was no room. "Moved" is written only when the copy has
+/// moved (R11): the same server has acked a newer one, or the whole placement the current version.
+fn is_needed(host: &Host, plan: &Plan, slot: &Quarantined) -> Result<bool> {
+    let Some(info) = host.cache.find(&slot.id)? else { return Ok(false) };
+    if info.state != EntryState::Live || !holds(Rule::R11Moved) {
+        return Ok(false);
+    }
+    let here = info.places.iter().filter(|place| place.server == slot.server);
+    let has_newer = here.filter(|place| place.acked.is_some() && place.block.is_some()).count() > 0;
+    Ok(!has_newer && facts_of(plan, &info).copies < plan.copies_possible())
 }
 
 fn supersede(host: &Host, plan: &Plan, slot: &Quarantined) -> Result<bool> {

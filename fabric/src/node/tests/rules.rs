@@ -397,8 +397,9 @@ fn r4_a_slot_in_doubt_is_free_when_its_link_is_destroyed_though_its_process_live
 
 #[test]
 fn r4_moved_over_a_slot_in_doubt_is_itself_in_doubt_until_its_link_is_gone() {
-    let (world, host, _, _) = in_doubt();
+    let (world, host, cookie, _) = in_doubt();
     let second = world.wire("s1");
+    assert_eq!(change(&host, &cookie, 3).unwrap().copies, 1);
     second.set(Slowness { held: true, ..Slowness::default() });
     world.sweep("n1");
     let quarantined = host.cache.quarantined();
@@ -411,6 +412,41 @@ fn r4_moved_over_a_slot_in_doubt_is_itself_in_doubt_until_its_link_is_gone() {
     world.sweep("n1");
     assert!(host.cache.quarantined().is_empty());
     assert_eq!(second.land_late(), 0);
+}
+
+/// The copy that was acked lies in the slot that is in doubt until another one is acked.
+#[test]
+fn r11_moved_is_not_written_over_the_last_acked_copy() {
+    assert_teeth(Rule::R11Moved, || {
+        let (world, host, cookie, _) = in_doubt();
+        // A request has the session's lock, so the sweep cannot copy it again.
+        let session = open(&host, &cookie);
+        world.sweep("n1");
+        drop(session);
+        expect(recovered(world, &cookie), Ok(1))?;
+        let (world, host, cookie, _) = in_doubt();
+        world.sweep("n1");
+        world.sweep("n1");
+        expect(host.cache.quarantined().len(), 0)?;
+        expect(recovered(world, &cookie), Ok(2))
+    });
+}
+
+#[test]
+fn r9_a_session_whose_only_slot_is_in_doubt_is_gone_when_destroy_returns() {
+    assert_teeth(Rule::R9Destroy, || {
+        let (world, host, cookie, old) = in_doubt();
+        open(&host, &cookie).destroy().map_err(|error| error.to_string())?;
+        expect(old.land_late(), 1)?;
+        expect(recovered(world, &cookie), Err("missing".into()))?;
+        let (world, host, cookie, _) = in_doubt();
+        open(&host, &cookie).destroy().map_err(|error| error.to_string())?;
+        world.sweep("n1");
+        world.sweep("n1");
+        expect(host.cache.quarantined().len(), 0)?;
+        expect(host.cache.find(&cookie.id).unwrap().map(|info| info.state), None)?;
+        expect(recovered(world, &cookie), Err("missing".into()))
+    });
 }
 
 /// Invariant 18: a card that reads a block of the cache when it has passed to another session puts that
