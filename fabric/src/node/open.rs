@@ -185,11 +185,15 @@ pub(super) fn blocking(
 
 /// A new session, locked and not committed.
 pub(super) fn create(host: &Arc<Host>, owner: Option<&str>) -> Result<OpenSession> {
+    create_as(host, SessionId::random()?, owner)
+}
+
+/// As [`create`], with an id of the caller's choice, which no session has had.
+pub(super) fn create_as(host: &Arc<Host>, id: SessionId, owner: Option<&str>) -> Result<OpenSession> {
     host.check()?;
     check_owner(owner)?;
     let now_ms = host.clock.unix_ms();
     let absolute_ms = now_ms + host.config.session.absolute_s * 1000;
-    let id = SessionId::random()?;
     let init = EntryInit { created_ms: now_ms, absolute_ms, adopted: false };
     let Inserted::Granted(hold) = host.cache.insert(&id, init)? else {
         return Err(Error::new(ErrorKind::Conflict, Origin::Node, "a new random id exists already"));

@@ -464,8 +464,10 @@ fn a_push_given_up_bothers_nobody(factory: &dyn Factory) -> Check {
     while rig.push_live(1, 1, 4096, last)? != Outcome::Acked {
         expect(begin.elapsed() < PUSH_WAIT, "the link takes pushes again")?;
     }
-    let index = rig.sealed()?;
-    rig.expect_archive(&index, last, 1)
+    // Pushes of one slot that nobody has waited for may have torn each other's cells.
+    rig.server.seal();
+    let report = rig.server.scan(&ArchiveLimits::default()).map_err(text)?;
+    rig.expect_archive(&LeaseIndex::new(&report), last, 1)
 }
 
 fn strange_numbers_name_no_push(factory: &dyn Factory) -> Check {

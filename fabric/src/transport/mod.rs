@@ -5,6 +5,8 @@
 //!   locks.
 //! - Acks come by [`Posted::Done`] at once (shared memory) or by [`Link::poll`] later (RDMA).
 
+#[cfg(test)]
+pub(crate) mod chaos;
 pub mod conformance;
 pub mod memory;
 mod region;

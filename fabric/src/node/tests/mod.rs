@@ -2,6 +2,7 @@
 
 mod attached;
 mod basics;
+mod chaos;
 #[cfg(feature = "mutants")]
 mod rules;
 #[cfg_attr(not(feature = "mutants"), allow(dead_code, reason = "some of it serves the rules' tests only"))]

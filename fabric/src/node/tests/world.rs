@@ -7,6 +7,7 @@ use crate::archive::{ArchiveLimits, Value, ValueRef};
 use crate::cache::{Cache, CacheSpec};
 use crate::config::Config;
 use crate::control::message::{ClaimAnswer, FetchedArchive, FromServer, SealedCopy, ToServer};
+use crate::control::stream::Stream;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Cookie, Epoch, Incarnation, SessionId};
 use crate::lease::{LeaseGeometry, LeaseHeader, LeaseIndex, SealedIndex};
@@ -14,13 +15,16 @@ use crate::node::OpenMode;
 use crate::node::clock::Clock;
 use crate::node::host::Host;
 use crate::node::open::{self, Found, OpenSession};
-use crate::node::servers::{OpenedLink, Servers};
+use crate::node::servers::{Lifeline, OpenedLink, Servers};
 use crate::node::sweep::{Pace, Swept, sweep};
 use crate::node::{Ack, Committed, adopt};
-use crate::transport::Region;
-use crate::transport::{memory, shm};
+use crate::transport::chaos::{Card, Manner};
+use crate::transport::{Region, memory, shm};
 use crate::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -76,6 +80,12 @@ pub struct TestServer {
     pub notices_ends: bool,
     /// Links that nodes have asked for.
     pub openings: u32,
+    /// Its links are those of a card that obeys only what RDMA promises.
+    pub chaos: Option<Manner>,
+    /// The card of each node's lease.
+    cards: HashMap<Incarnation, Arc<Card>>,
+    /// The server's ends of the lifelines of such links.
+    lifelines: Vec<UnixStream>,
 }
 
 impl TestServer {
@@ -83,6 +93,9 @@ impl TestServer {
     pub fn seal(&mut self, node: Incarnation) {
         if let Some(Lease { number, lease }) = self.leases.get(&node) {
             lease.seal();
+            if let Some(card) = self.cards.get(&node) {
+                card.fence();
+            }
             let scan = lease.scan(&ArchiveLimits::default()).unwrap();
             self.index.insert(*number, LeaseIndex::new(&scan));
             self.nodes.insert(*number, node);
@@ -158,6 +171,13 @@ impl TestServer {
                 ("destroyed", FromServer::Done)
             }
             ToServer::ProcessGone { link: None, .. } => ("gone", FromServer::Gone(true)),
+            ToServer::ProcessGone { link: Some(number), .. } if self.chaos.is_some() => {
+                let gone = matches!(self.lifelines[*number as usize - 1].read(&mut [0]), Ok(0));
+                if gone {
+                    self.cards[&node].destroy(*number);
+                }
+                ("link gone", FromServer::Gone(gone))
+            }
             ToServer::ProcessGone { link: Some(number), .. } => {
                 let wire = &self.wires[*number as usize - 1];
                 let gone = self.notices_ends && wire.is_abandoned();
@@ -238,6 +258,19 @@ impl TestServer {
             self.leases.insert(incarnation, Lease { number, lease: memory::create(&header, false)? });
         }
         let lease = &self.leases[&incarnation];
+        if let Some(manner) = self.chaos {
+            let card = match self.cards.entry(incarnation) {
+                Entry::Occupied(card) => card.into_mut(),
+                Entry::Vacant(none) => none.insert(Card::new(&lease.lease, manner)?),
+            };
+            let link = Arc::new(card.connect());
+            let (node_end, server_end) = UnixStream::pair().unwrap();
+            server_end.set_nonblocking(true).unwrap();
+            self.lifelines.push(server_end);
+            let number = Some(link.number());
+            let lifeline = Some(Arc::new(Lifeline::new(Stream::accepted(node_end)?)?));
+            return Ok(OpenedLink { link, lease: lease.number, number, lifeline });
+        }
         let fd = lease.lease.fd().try_clone_to_owned().unwrap();
         let link = shm::map(fd, incarnation, self.incarnation)?;
         if let Some(slowness) = self.slowness {
@@ -282,6 +315,8 @@ pub struct World {
     next_incarnation: u64,
     /// Of the servers that are added.
     pub slowness: Option<Slowness>,
+    /// Likewise; each server has a seed of its own.
+    pub chaos: Option<Manner>,
 }
 
 impl World {
@@ -296,14 +331,26 @@ impl World {
     }
 
     pub fn slow_with(servers: usize, nodes: usize, copies: u32, session: &str, slowness: Slowness) -> Self {
-        Self::make(servers, nodes, copies, session, Some(slowness))
+        Self::make(servers, nodes, copies, session, Some(slowness), None)
+    }
+
+    /// The same, with links over cards that obey only what RDMA promises. Only node n1 may push.
+    pub fn chaotic(servers: usize, copies: u32, wait_ms: u64, manner: Manner) -> Self {
+        Self::make(servers, 1, copies, &format!("wait_ms = {wait_ms}"), None, Some(manner))
     }
 
     pub fn with(servers: usize, nodes: usize, copies: u32, session: &str) -> Self {
-        Self::make(servers, nodes, copies, session, None)
+        Self::make(servers, nodes, copies, session, None, None)
     }
 
-    fn make(servers: usize, nodes: usize, copies: u32, session: &str, slowness: Option<Slowness>) -> Self {
+    fn make(
+        servers: usize,
+        nodes: usize,
+        copies: u32,
+        session: &str,
+        slowness: Option<Slowness>,
+        chaos: Option<Manner>,
+    ) -> Self {
         let mut text = format!(
             "[cluster]\nname = \"t\"\nrun_dir = \"/nowhere\"\ncopies = {copies}\n\
              cookie_keys = [\"{}\"]\n[director]\n[session]\narchive_bytes_max = 65536\n{session}\n\
@@ -326,6 +373,7 @@ impl World {
             nodes: HashMap::new(),
             next_incarnation: 100,
             slowness,
+            chaos,
         };
         for server in 1..=servers {
             world.add_server(&format!("s{server}"));
@@ -356,7 +404,9 @@ impl World {
         self.view.servers.sort_by(|a, b| a.name.cmp(&b.name));
         let slots = self.config.memory.sessions_max;
         let (slowness, notices_ends) = (self.slowness, true);
-        let server = TestServer { incarnation, slots, slowness, notices_ends, ..TestServer::default() };
+        let chaos = self.chaos.map(|manner| Manner { seed: manner.seed ^ incarnation.0 << 32, ..manner });
+        let server =
+            TestServer { incarnation, slots, slowness, notices_ends, chaos, ..TestServer::default() };
         self.servers.lock().unwrap().insert(incarnation, server);
         incarnation
     }
@@ -459,6 +509,12 @@ impl World {
             dead.sealed |= dead.incarnation == incarnation;
         }
         self.publish();
+    }
+
+    /// The card of a node's lease at a server.
+    pub fn card(&self, server: &str, node: &str) -> Arc<Card> {
+        let node = self.host(node).incarnation();
+        self.on_server(server, |server| server.cards[&node].clone())
     }
 
     /// The newest link of a server.
