@@ -83,6 +83,11 @@ impl<'a> Task<'a> {
         })
     }
 
+    /// What the session was when it was locked.
+    pub fn info(&self) -> &EntryInfo {
+        &self.info
+    }
+
     /// The life of every server where the session has, or had, a place.
     pub fn servers(&self) -> impl Iterator<Item = Incarnation> {
         self.info.places.iter().map(|place| place.server)

@@ -142,12 +142,14 @@ impl<'a> Round<'a> {
             }
             let gone: Vec<Incarnation> =
                 task.servers().filter(|server| self.plan.view.server(*server).is_none()).collect();
+            let info = task.info().clone();
             match task.go_on(self.host, self.plan)? {
                 Step::UnderWay(task) => self.tasks.push_back((task, need)),
                 Step::Ended(done) => {
                     self.swept.complete &= done;
                     self.swept.copied += u64::from(done && need == Need::Copies);
                     if !done {
+                        left(&info);
                         self.used_books.extend(gone);
                     }
                 }
@@ -158,10 +160,17 @@ impl<'a> Round<'a> {
     fn ended(&mut self, info: &EntryInfo, done: bool) {
         self.swept.complete &= done;
         if !done {
+            left(info);
             let gone = |place: &&PlaceInfo| self.plan.view.server(place.server).is_none();
             self.used_books.extend(info.places.iter().filter(gone).map(|place| place.server));
         }
     }
+}
+
+/// For who looks why a sweep is never complete.
+fn left(info: &EntryInfo) {
+    let EntryInfo { id, state, version, locked, places, .. } = info;
+    tracing::trace!(session = %id, ?state, ?version, locked, ?places, "left to the next sweep");
 }
 
 /// What a session needs of the sweep.
