@@ -37,6 +37,7 @@ fn enter(segment: Segment) -> Result<Cache> {
         segment,
         process,
         word: process.word(),
+        books: Mutex::default(),
         deferred: Mutex::default(),
         has_deferred: AtomicBool::new(false),
         killed: AtomicBool::new(false),

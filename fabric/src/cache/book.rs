@@ -1,7 +1,8 @@
 //! Lease books: the allocator of one lease that the node has, and the line of the server table that says
 //! which lease.
 //!
-//! Books are taken, retired and reset by the steward only. Slots and blocks are taken and given back under
+//! Books are taken, retired and reset by the steward only, one at a time, whichever of its threads does it:
+//! two servers in one book would be taken for each other, and acks of one for copies at the other. Slots and blocks are taken and given back under
 //! the lock of the shard of the entry that owns them.
 
 use super::heap::{Heap, HeapSize};
@@ -15,7 +16,7 @@ use crate::ident::Incarnation;
 use crate::lease::LeaseGeometry;
 use crate::limits::{self, BLOCK_UNIT_BYTES, NAME_BYTES_MAX};
 use crate::sync::words::{AtomicU64, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Owner of a slot in quarantine.
 pub const QUARANTINED: u32 = 1 << 31;
@@ -149,6 +150,7 @@ impl Inner {
     ) -> Result<BookIndex> {
         self.check_alive()?;
         check(server, incarnation, geometry)?;
+        let _change = self.lock_books();
         let books = &self.segment.books;
         if let Some(book) = books.iter().find(|book| book.is_for(incarnation.0)) {
             return match book.info() {
@@ -175,11 +177,16 @@ impl Inner {
         Ok(BookIndex(book.index))
     }
 
+    fn lock_books(&self) -> MutexGuard<'_, ()> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn book(&self, book: BookIndex) -> &Book {
         &self.segment.books[book.0 as usize]
     }
 
     pub(super) fn retire_book(&self, book: BookIndex) {
+        let _change = self.lock_books();
         let state = &self.book(book).record().state;
         if state.read() == book_state::ACTIVE {
             state.write(book_state::RETIRING);
@@ -187,6 +194,7 @@ impl Inner {
     }
 
     pub(super) fn reset_book(&self, book: BookIndex) {
+        let _change = self.lock_books();
         let book = self.book(book);
         if book.record().state.read() == book_state::RETIRING {
             book.reset();

@@ -68,6 +68,9 @@ struct Inner {
     /// `process` as one word.
     word: u32,
     pool: HoldPool,
+    /// Held while a book changes hands. One process at a time does that, the steward, but on a thread per
+    /// link.
+    books: Mutex<()>,
     /// Holds whose release a stopped process has prevented.
     deferred: Mutex<Vec<u32>>,
     has_deferred: AtomicBool,

@@ -281,6 +281,29 @@ fn a_place_in_a_book_that_passed_to_another_life_is_void() {
     sound(&cache);
 }
 
+/// The steward opens its links on a thread each.
+#[test]
+fn servers_that_are_linked_at_once_have_books_of_their_own() {
+    for _ in 0..200 {
+        let cache = Cache::anonymous(&spec()).unwrap();
+        let ready = std::sync::Barrier::new(4);
+        let opened: Vec<_> = std::thread::scope(|scope| {
+            let open = |server: u64| {
+                let (cache, ready) = (&cache, &ready);
+                scope.spawn(move || {
+                    ready.wait();
+                    (server, cache.activate_book("s", Incarnation(server), 1, geometry()).unwrap())
+                })
+            };
+            let opening: Vec<_> = (1..=4).map(open).collect();
+            opening.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for (server, book) in opened {
+            assert_eq!(cache.book(book).incarnation, Incarnation(server), "{:?}", cache.books());
+        }
+    }
+}
+
 #[test]
 fn books_run_out_with_an_error() {
     let cache = Cache::anonymous(&spec()).unwrap();
