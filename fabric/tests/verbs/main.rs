@@ -9,6 +9,7 @@ mod fence;
 mod idle;
 mod limits;
 mod pushes;
+mod rave;
 mod rules;
 mod segment;
 mod support;

@@ -4,15 +4,20 @@
 #[path = "../daemon/host.rs"]
 #[allow(dead_code, reason = "shared with the tests of the daemon, which use the rest")]
 mod host;
+mod rate;
+#[path = "../../../fabric/tests/verbs/rave.rs"]
+mod rave;
+#[path = "../../../fabric/tests/verbs/segment.rs"]
+mod segment;
+mod support;
 
 use host::*;
 use selvage_fabric::config::Rdma;
-use selvage_fabric::control::message::{ClaimAnswer, FromServer, Refusal, ToServer};
+use selvage_fabric::control::message::{ClaimAnswer, FromServer, Refusal, RemoteMemory, ToServer};
 use selvage_fabric::ident::SessionId;
 use selvage_fabric::lease::{
-    ArchiveChecksum, BlockOffset, Cell, CellState, LeaseGeometry, LeaseHeader, Sequence, SlotIndex,
+    ArchiveChecksum, BlockOffset, Cell, CellState, LeaseGeometry, Sequence, SlotIndex,
 };
-use selvage_fabric::transport::memory;
 use selvage_fabric::transport::verbs::{Opening, Verbs, VerbsLink};
 use selvage_fabric::transport::{FailKind, Link, Outcome, Posted, Push, Region};
 use std::process::Command;
@@ -33,23 +38,32 @@ struct Connected {
     peer: Peer,
     number: u64,
     link: VerbsLink,
+    /// The lease, as the server told it.
+    memory: RemoteMemory,
 }
 
 impl Process {
     fn new() -> Self {
-        let geometry = LeaseGeometry { slot_count: 64, heap_bytes: 1 << 20, chunk_bytes: 1 << 20 };
-        let header = LeaseHeader {
-            geometry,
-            node: "segment".into(),
-            node_incarnation: life(9),
-            server_incarnation: life(9),
-        };
+        Self::of(support::lease_of("segment", 1 << 20).region())
+    }
+
+    /// A process that pushes from this memory.
+    fn of(segment: Arc<dyn Region>) -> Self {
         let settings = Rdma { device: Some("rxe0".into()), ..Rdma::default() };
-        let segment = memory::create(&header, false).unwrap().region();
         Self { verbs: Verbs::new(&settings), segment }
     }
 
     fn try_connect(&self, host: &Host, node: u64) -> Result<Connected, Refusal> {
+        self.aim(host, node, |own| own)
+    }
+
+    /// Connects, and uses another piece of memory than it was told.
+    fn aim(
+        &self,
+        host: &Host,
+        node: u64,
+        aim: impl FnOnce(RemoteMemory) -> RemoteMemory,
+    ) -> Result<Connected, Refusal> {
         let mut peer = host.node(node);
         let opening = Opening::begin(&self.verbs, &self.segment, None).unwrap();
         match peer.ask(&ToServer::Connect { offer: opening.offer() }) {
@@ -65,8 +79,8 @@ impl Process {
             } => {
                 let geometry = LeaseGeometry { slot_count, heap_bytes, chunk_bytes };
                 let number = link;
-                let link = opening.finish(&endpoint, memory, geometry, server).unwrap();
-                Ok(Connected { peer, number, link })
+                let link = opening.finish(&endpoint, aim(memory), geometry, server).unwrap();
+                Ok(Connected { peer, number, link, memory })
             }
             FromServer::Refused(refusal) => Err(refusal),
             other => panic!("neither connected nor refused: {other:?}"),
@@ -91,7 +105,12 @@ fn push(link: &VerbsLink, slot: u32, id: SessionId) -> Outcome {
         checksum: ArchiveChecksum::None,
     };
     let push = Push { slot: SlotIndex(slot), sequence: cell.sequence, cell: &cell.encode(), block: None };
-    match link.post(&push) {
+    end_of(link, link.post(&push))
+}
+
+/// Waits for the end of a push.
+fn end_of(link: &VerbsLink, posted: Posted) -> Outcome {
+    match posted {
         Posted::Done(outcome) => outcome,
         Posted::Pending(id) => {
             let begun = Instant::now();
@@ -202,7 +221,7 @@ fn r4_a_link_ends_with_its_connection_and_is_gone_then() {
         other => panic!("{other:?}"),
     };
     assert!(!gone(Some(first.number)));
-    let Connected { peer, number, link } = first;
+    let Connected { peer, number, link, .. } = first;
     drop(peer);
     until("the first link is gone", || gone(Some(number)));
     assert!(!gone(None), "the process has another");
