@@ -1,6 +1,6 @@
 //! `cargo x ci`: everything that a change must pass, cheapest first.
 
-use crate::{demo, rdma, setup, test, tidy};
+use crate::{demo, proofs, rdma, setup, test, tidy};
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
 use std::process::{Command, ExitCode, Stdio};
@@ -20,6 +20,8 @@ pub fn main() -> Result<()> {
     stage("clippy", || cargo(&[&clippy[..], &["--", "-D", "warnings"]].concat(), &[]))?;
     stage("doc", || cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]))?;
     stage("test", || test::main(&test::Arguments::default()))?;
+    stage("loom", proofs::loom)?;
+    stage("model", proofs::model)?;
     stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;
     // The part over several hosts is run by hand: the claims there still fail now and then.
     let devices = rdma::test::Arguments { only: Some(rdma::test::Part::Devices), ..Default::default() };

@@ -4,6 +4,7 @@
 mod ci;
 mod demo;
 mod guest;
+mod proofs;
 mod rdma;
 mod run;
 mod setup;
@@ -37,6 +38,10 @@ enum Command {
     RdmaBench(rdma::bench::Arguments),
     /// Run a program of this host in a guest with two soft-RoCE devices, rxe0 and rxe1
     Guest(guest::Arguments),
+    /// Check the protocols of shared words under loom
+    Loom,
+    /// Check all that a network card may do to a lease, and all that may befall a small cluster
+    Model,
     /// Run everything that a change must pass
     Ci,
     /// Check the rules on structure that no compiler knows
@@ -52,6 +57,8 @@ fn main() -> ExitCode {
         Command::RdmaTest(arguments) => return end(rdma::test::main(&arguments)),
         Command::RdmaBench(arguments) => return end(rdma::bench::main(&arguments)),
         Command::Guest(arguments) => return end(guest::main(&arguments)),
+        Command::Loom => proofs::loom(),
+        Command::Model => proofs::model(),
         Command::Ci => ci::main(),
         Command::Tidy => tidy::main(),
     };

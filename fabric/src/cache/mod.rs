@@ -18,6 +18,8 @@ mod hold;
 mod info;
 mod layout;
 mod memory;
+#[cfg(all(test, feature = "loom"))]
+mod models;
 mod open;
 mod owner;
 mod place;

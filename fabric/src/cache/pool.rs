@@ -38,6 +38,14 @@ impl HoldPool {
         }
     }
 
+    /// A model watches its words.
+    #[cfg(all(test, feature = "loom"))]
+    pub fn watch(&self) {
+        use crate::sync::checked::watch;
+        watch(std::ptr::from_ref(&self.top) as usize, size_of_val(&self.top));
+        watch(self.below.as_ptr() as usize, size_of_val(&*self.below));
+    }
+
     /// Gives a hold back.
     #[inline]
     pub fn push(&self, hold: u32) {

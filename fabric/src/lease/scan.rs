@@ -10,6 +10,7 @@ use super::memory::LeaseMemory;
 use crate::archive::{AlignedVec, ArchiveLimits, validate};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::rules::{Rule, holds};
+use crate::sync::words::{Ordering, fence};
 
 /// Slots that are read at once: 64 KiB.
 const SLOTS_PER_READ: usize = 512;
@@ -97,6 +98,9 @@ pub fn scan_each(
         let pairs = &mut buffer[..count];
         memory
             .read(geometry.slots_offset() + u64::from(slot) * SLOT_BYTES as u64, pairs.as_flattened_mut())?;
+        // Acquire: pairs with the Release of a push that is made meanwhile. Who has seen its cell sees its
+        // block.
+        fence(Ordering::Acquire);
         for pair in pairs.iter() {
             if let Some(cell) = scanner.choose(pair) {
                 found(SlotIndex(slot), cell);

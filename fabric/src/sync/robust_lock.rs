@@ -9,14 +9,14 @@
 //! Callers: `cache`, for its shards.
 
 use super::futex;
-use super::words::{AtomicU32, Ordering};
+use super::words::{AtomicU32, Ordering, spin};
 use crate::limits;
 use std::time::{Duration, Instant};
 
 /// Set while somebody may sleep on the word.
 const WAITERS: u32 = 1 << 31;
 /// Rounds of spinning before the first sleep; a critical section is some tens of nanoseconds.
-const SPINS: u32 = 200;
+const SPINS: u32 = if cfg!(feature = "loom") { 1 } else { 200 };
 
 /// How a lock was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,7 +80,7 @@ fn acquire_slowly(
         {
             return Ok(Acquired::Clean);
         }
-        std::hint::spin_loop();
+        spin();
     }
     let deadline = Instant::now() + timeout;
     // The first look comes early, so that a dead holder costs little; later ones at the poll's pace.

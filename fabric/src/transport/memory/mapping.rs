@@ -76,6 +76,11 @@ impl Mapping {
         if begin.checked_add(data.len()).is_none_or(|end| end > self.bytes) {
             return false;
         }
+        #[cfg(feature = "loom")]
+        if crate::lease::LeaseMemory::write(self, offset, data).is_ok() {
+            // A model checker sees words only.
+            return true;
+        }
         // SAFETY: `begin <= bytes` was checked above, so the pointer stays inside the mapping.
         let target = unsafe { self.base.as_ptr().add(begin) };
         // SAFETY: `data` is readable, and `target` is writable for its length (bounds checked above; struct

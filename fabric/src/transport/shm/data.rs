@@ -32,6 +32,12 @@ impl ShmLink {
         &self.header
     }
 
+    /// The memory, for a model that watches it.
+    #[cfg(all(test, feature = "loom"))]
+    pub(super) fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
     /// The word at one of the layout's fixed offsets, which the mapping is never too small for.
     fn word(&self, offset: u64) -> u64 {
         self.mapping.load_u64(offset).unwrap_or_default()
@@ -55,8 +61,8 @@ impl ShmLink {
         let Some(target) = self.mapping.words().get(first..first + words.len()) else {
             return Outcome::Failed(FailKind::Bounds);
         };
-        // Release: whoever sees a word of the cell sees the block (the scan's Acquire is its full fence after
-        // the seal).
+        // Release: whoever sees a word of the cell sees the block (the scan has an Acquire fence behind its
+        // look at the cells).
         fence(Ordering::Release);
         for (target, bytes) in target.iter().zip(words) {
             target.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);

@@ -3,6 +3,8 @@
 //! [`setup`] maps leases, [`data`] is the push itself; [`super::memory`] has the memory.
 
 pub mod data;
+#[cfg(all(test, feature = "loom"))]
+mod models;
 #[cfg(test)]
 mod process_tests;
 pub mod setup;

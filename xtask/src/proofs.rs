@@ -1,0 +1,46 @@
+//! `cargo x loom` and `cargo x model`: what a model checker tries exhaustively.
+
+use crate::test::summary;
+use anyhow::{Context, Result, ensure};
+use selvage_tests::product::workspace_root;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// The shared words of pushes, seals, locks, allocators, index and pins, under loom.
+///
+/// # Errors
+/// A model failed, could not be built, or none ran.
+pub fn loom() -> Result<()> {
+    let models = ["--package", "selvage-fabric", "--features", "loom", "--lib", "--", "models::"];
+    run("loom", &[&["test"][..], &models].concat())
+}
+
+/// What a network card may do to a lease, and what may befall a cluster: all states, in release.
+///
+/// # Errors
+/// A property does not hold, or nothing was checked.
+pub fn model() -> Result<()> {
+    let card = ["--package", "selvage-fabric", "--features", "mutants", "--lib", "--", "chaos::"];
+    run("card", &[&["test", "--release"][..], &card].concat())
+}
+
+/// Runs tests, shows what they print, and wants at least one to have run.
+fn run(name: &str, arguments: &[&str]) -> Result<()> {
+    let began = Instant::now();
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(workspace_root()).args(arguments).arg("--nocapture");
+    command.env("CARGO_TERM_COLOR", "never").stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start cargo")?;
+    let mut passed = 0;
+    for line in BufReader::new(child.stdout.take().context("the output is piped")?).lines() {
+        let line = line?;
+        println!("{line}");
+        passed += summary(&line).map_or(0, |count| count.passed);
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "{name} ended with {status}");
+    ensure!(passed > 0, "{name} ran nothing");
+    println!("{name}: {passed} checked, {} s", began.elapsed().as_secs());
+    Ok(())
+}
