@@ -2,10 +2,11 @@
 //! (There is no C5.)
 //!
 //! Called by the end-to-end tests on one host and by those over several. Each needs a cluster whose members
-//! are all up and in which there is no session, fails by panicking, and leaves some members dead.
+//! are all up and in which there is no session, fails by panicking, leaves some members dead, and answers
+//! with everybody who has a session then.
 
 use crate::client::Browser;
-use crate::stage::{Stage, all_find_all, copies_by_server, customers, visit_all};
+use crate::stage::{Customer, Stage, Visit, all_find_all, copies_by_server, customers, visit_all};
 use std::collections::BTreeMap;
 
 /// Several web servers host sessions; requests go to their host; one session server has copies of
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 pub async fn c1_requests_reach_their_host_and_a_remote_server_has_everything(
     stage: &mut Stage,
     sessions: usize,
-) {
+) -> Vec<Customer> {
     let (nodes, servers) = (stage.nodes(), stage.servers());
     assert_eq!(servers.len(), 1, "C1 is shown with one server");
     let customers = customers(stage, sessions, 1).await;
@@ -34,24 +35,29 @@ pub async fn c1_requests_reach_their_host_and_a_remote_server_has_everything(
     // The server has it all: it alone is left, and everything comes back from it.
     stage.kill_together(&names(&nodes)).unwrap();
     stage.restart(&names(&nodes)).await;
-    all_find_all(stage, &customers).await;
+    all_find_all(stage, &customers).await
 }
 
 /// Each web server has a cache with the data of all sessions that it hosts: it needs no server to read them.
-pub async fn c2_each_node_caches_all_data_of_its_sessions(stage: &mut Stage, sessions: usize) {
+pub async fn c2_each_node_caches_all_data_of_its_sessions(
+    stage: &mut Stage,
+    sessions: usize,
+) -> Vec<Customer> {
     let servers = stage.servers();
     let customers = customers(stage, sessions, stage.copies()).await;
     stage.kill_together(&names(&servers)).unwrap();
     stage.until("no server is up", |view| view.servers.iter().all(|server| server.state == "down")).await;
-    for (visit, customer) in visit_all(stage, &customers).await.iter().zip(&customers) {
+    let visits = visit_all(stage, &customers).await;
+    for (visit, customer) in visits.iter().zip(&customers) {
         assert!(visit.whole);
         assert_eq!(visit.customer.cookie.host, customer.cookie.host, "still at its host");
         assert_eq!(visit.copies, 0, "and honest about its copies");
     }
+    visitors(visits)
 }
 
 /// There can be several session servers, each with copies of a subset. For one copy.
-pub async fn c3_each_server_has_a_copy_of_a_subset(stage: &mut Stage, sessions: usize) {
+pub async fn c3_each_server_has_a_copy_of_a_subset(stage: &mut Stage, sessions: usize) -> Vec<Customer> {
     let (nodes, servers) = (stage.nodes(), stage.servers());
     let customers = customers(stage, sessions, 1).await;
     let placed = stage.placed(&customers);
@@ -59,16 +65,17 @@ pub async fn c3_each_server_has_a_copy_of_a_subset(stage: &mut Stage, sessions: 
     stage.until("the copies are where they shall be", |view| copies_by_server(view) == placed).await;
     // One server and no host is left: its subset comes back from it, whole.
     let (left, gone) = servers.split_last().expect("several servers");
-    let here = |customer: &&crate::stage::Customer| stage.placement_of(&customer.cookie) == [left.clone()];
+    let here = |customer: &&Customer| stage.placement_of(&customer.cookie) == [left.clone()];
     let subset = customers.iter().filter(here).count();
     stage.kill_together(&[names(&nodes), names(gone)].concat()).unwrap();
     stage.restart(&names(&nodes)).await;
     let visits = visit_all(stage, &customers).await;
     assert_eq!(visits.iter().filter(|visit| visit.whole).count(), subset, "{left} had {placed:?}");
+    visitors(visits)
 }
 
 /// With one copy the subsets are disjoint.
-pub async fn c4_with_one_copy_the_subsets_are_disjoint(stage: &mut Stage, sessions: usize) {
+pub async fn c4_with_one_copy_the_subsets_are_disjoint(stage: &mut Stage, sessions: usize) -> Vec<Customer> {
     let (nodes, servers) = (stage.nodes(), stage.servers());
     let customers = customers(stage, sessions, 1).await;
     let view = stage.until("one copy of each session", |view| view.copies() == sessions as u64).await;
@@ -77,18 +84,20 @@ pub async fn c4_with_one_copy_the_subsets_are_disjoint(stage: &mut Stage, sessio
     stage.kill_together(&[names(&nodes), vec![gone]].concat()).unwrap();
     stage.restart(&names(&nodes)).await;
     // Exactly the sessions of the server that is gone are gone: nobody else had a copy of them.
-    for (customer, visit) in customers.iter().zip(visit_all(stage, &customers).await) {
+    let visits = visit_all(stage, &customers).await;
+    for (customer, visit) in customers.iter().zip(&visits) {
         let lost = stage.placement_of(&customer.cookie) == [gone.clone()];
         let was_on = stage.placement_of(&customer.cookie);
         assert_eq!(visit.whole, !lost, "a session whose one copy was on {was_on:?}");
         let same = visit.customer.cookie.id == customer.cookie.id;
         assert_eq!(same, !lost, "a lost session is replaced by a new one");
     }
+    visitors(visits)
 }
 
 /// Sessions are connected to web servers, cached there whole, and every cached session is copied to a server:
 /// through creation, change, destruction and a new id. For one copy.
-pub async fn c6_every_cached_session_is_copied(stage: &mut Stage, sessions: usize) {
+pub async fn c6_every_cached_session_is_copied(stage: &mut Stage, sessions: usize) -> Vec<Customer> {
     let nodes = stage.nodes();
     let mut customers = customers(stage, sessions, 1).await;
     let kept = sessions * 7 / 10;
@@ -113,11 +122,14 @@ pub async fn c6_every_cached_session_is_copied(stage: &mut Stage, sessions: usiz
     assert_eq!(view.nodes.iter().map(|node| node.sessions).sum::<u64>(), kept);
     stage.kill_together(&names(&nodes)).unwrap();
     stage.restart(&names(&nodes)).await;
-    all_find_all(stage, &customers).await;
+    all_find_all(stage, &customers).await
 }
 
 /// A web server goes down: its sessions go to others, with their data copied from the server to the new host.
-pub async fn c7_sessions_of_a_dead_node_move_with_their_data(stage: &mut Stage, sessions: usize) {
+pub async fn c7_sessions_of_a_dead_node_move_with_their_data(
+    stage: &mut Stage,
+    sessions: usize,
+) -> Vec<Customer> {
     let servers = stage.servers();
     let customers = customers(stage, sessions, stage.copies()).await;
     let dead = stage.incarnation("n1").await;
@@ -127,7 +139,8 @@ pub async fn c7_sessions_of_a_dead_node_move_with_their_data(stage: &mut Stage, 
     assert_eq!(view.nodes.iter().map(|node| node.sessions).sum::<u64>(), sessions as u64);
     // The data is in the caches of the new hosts: no server is needed any more to read it.
     stage.kill_together(&names(&servers)).unwrap();
-    for (visit, before) in visit_all(stage, &customers).await.iter().zip(&customers) {
+    let visits = visit_all(stage, &customers).await;
+    for (visit, before) in visits.iter().zip(&customers) {
         assert!(visit.whole);
         assert_ne!(visit.node, "n1");
         let moved = before.cookie.host == dead;
@@ -136,11 +149,12 @@ pub async fn c7_sessions_of_a_dead_node_move_with_their_data(stage: &mut Stage, 
         assert_eq!(Some(visit.node.as_str()), view.host(visit.customer.cookie.host));
     }
     assert!(customers.iter().any(|customer| customer.cookie.host == dead), "the dead node hosted some");
+    visitors(visits)
 }
 
 /// With several servers each session is copied to the one that its placement selects, by weight. For one
 /// copy, and servers of which the last one's weight is several times the first one's.
-pub async fn c8_placement_selects_the_server(stage: &mut Stage, sessions: usize) {
+pub async fn c8_placement_selects_the_server(stage: &mut Stage, sessions: usize) -> Vec<Customer> {
     let (nodes, servers) = (stage.nodes(), stage.servers());
     let customers = customers(stage, sessions, 1).await;
     let placed = stage.placed(&customers);
@@ -150,14 +164,16 @@ pub async fn c8_placement_selects_the_server(stage: &mut Stage, sessions: usize)
     // A server of the placement that is gone takes exactly its own with it when the hosts go, too.
     stage.kill_together(&[names(&nodes), vec![last]].concat()).unwrap();
     stage.restart(&names(&nodes)).await;
-    for (customer, visit) in customers.iter().zip(visit_all(stage, &customers).await) {
+    let visits = visit_all(stage, &customers).await;
+    for (customer, visit) in customers.iter().zip(&visits) {
         assert_eq!(visit.whole, stage.placement_of(&customer.cookie) != [last.clone()]);
     }
+    visitors(visits)
 }
 
 /// A session server goes down: what it had is copied again, from the hosts to another server, without any
 /// request. For one copy.
-pub async fn c9_copies_of_a_dead_server_are_made_again(stage: &mut Stage, sessions: usize) {
+pub async fn c9_copies_of_a_dead_server_are_made_again(stage: &mut Stage, sessions: usize) -> Vec<Customer> {
     let nodes = stage.nodes();
     let customers = customers(stage, sessions, 1).await;
     let all = sessions as u64;
@@ -172,14 +188,14 @@ pub async fn c9_copies_of_a_dead_server_are_made_again(stage: &mut Stage, sessio
         .await;
     stage.kill_together(&names(&nodes)).unwrap();
     stage.restart(&names(&nodes)).await;
-    all_find_all(stage, &customers).await;
+    all_find_all(stage, &customers).await
 }
 
 /// The subsets can overlap: each session is copied to two different servers. For two copies and at least
 /// three servers.
-pub async fn c10_each_session_is_on_two_servers(stage: &mut Stage, sessions: usize) {
+pub async fn c10_each_session_is_on_two_servers(stage: &mut Stage, sessions: usize) -> Vec<Customer> {
     let nodes = stage.nodes();
-    let customers = customers(stage, sessions, 2).await;
+    let mut customers = customers(stage, sessions, 2).await;
     let placed = stage.placed(&customers);
     assert!(placed.len() > 2 && placed.values().all(|count| *count > 0), "{placed:?}");
     let all = 2 * sessions as u64;
@@ -189,10 +205,15 @@ pub async fn c10_each_session_is_on_two_servers(stage: &mut Stage, sessions: usi
     for server in ["s1", "s2"] {
         stage.kill_together(&[names(&nodes), vec![server]].concat()).unwrap();
         stage.restart(&names(&nodes)).await;
-        all_find_all(stage, &customers).await;
+        customers = all_find_all(stage, &customers).await;
         stage.restart(&[server]).await;
         stage.until_protected(customers.len(), 2).await;
     }
+    customers
+}
+
+fn visitors(visits: Vec<Visit>) -> Vec<Customer> {
+    visits.into_iter().map(|visit| visit.customer).collect()
 }
 
 fn names(names: &[String]) -> Vec<&str> {

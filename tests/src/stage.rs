@@ -8,13 +8,14 @@ use crate::client::{Answer, Browser, CookieValue};
 use crate::cluster::{Cluster, Options, Traces};
 use crate::product::Product;
 use bytes::Bytes;
+use http::StatusCode;
 use selvage_fabric::config::Server;
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::placement;
 use selvage_fabric::view::ServerEntry;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Longest wait for any state that a cluster must reach by itself.
@@ -51,15 +52,32 @@ impl Stage {
         stage
     }
 
-    /// Kills all nodes and servers and starts them again, so that there is no session any more.
-    pub async fn renew(&mut self) {
+    /// Starts what is dead, and destroys the sessions of these customers, which are all that there are: the
+    /// cluster stands as at its beginning, but with a past.
+    pub async fn clear(&mut self, customers: Vec<Customer>) {
         let members = [self.servers(), self.nodes()].concat();
-        let members: Vec<&str> = members.iter().map(String::as_str).collect();
-        let running: Vec<&str> =
-            members.iter().copied().filter(|member| self.process(member).is_ok()).collect();
-        self.kill_together(&running).unwrap();
-        self.restart(&members).await;
-        self.until("no session is left", |view| view.sessions() == 0 && view.dead.is_empty()).await;
+        let dead: Vec<&str> =
+            members.iter().map(String::as_str).filter(|member| self.process(member).is_err()).collect();
+        self.restart(&dead).await;
+        let (address, patience) = (self.address(), SOON * self.options().patience);
+        in_parallel(customers, move |customer: Customer| async move {
+            let began = Instant::now();
+            let mut browser = Browser::with_cookie(address, customer.cookie);
+            loop {
+                let answer = browser.delete("/session").await.unwrap();
+                if answer.status.is_success() {
+                    break;
+                }
+                // On a busy machine a node may be silent for too long, and its sessions on their way.
+                let again = answer.status == StatusCode::SERVICE_UNAVAILABLE && began.elapsed() < patience;
+                assert!(again, "{}: {}", answer.status, answer.text());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await;
+        let wish = "no session and no copy is left";
+        let empty = |view: &AdminView| view.sessions() == 0 && view.copies() == 0 && view.dead.is_empty();
+        self.until(wish, empty).await;
     }
 
     /// Waits until each node that is up has its way to each server that is up: through shared memory on one
@@ -256,7 +274,7 @@ async fn reached(browser: &mut Browser, mut answer: Answer, copies: u32, patienc
     assert_eq!(answer.copies(), Some(copies), "copies of a change: {}", answer.text());
 }
 
-/// Every customer looks at its whole session and at each attribute.
+/// Every customer looks at its whole session, and at one attribute by itself.
 pub async fn visit_all(stage: &Stage, customers: &[Customer]) -> Vec<Visit> {
     let address = stage.address();
     in_parallel(customers.to_vec(), move |customer: Customer| async move {
@@ -264,16 +282,23 @@ pub async fn visit_all(stage: &Stage, customers: &[Customer]) -> Vec<Visit> {
         let whole = browser.get("/session").await.unwrap();
         assert!(whole.status.is_success(), "{}: {}", whole.status, whole.text());
         let json = whole.json().unwrap();
-        let names: Vec<String> = json["attributes"].as_object().unwrap().keys().cloned().collect();
+        let told = json["attributes"].as_object().unwrap();
+        let is_told = |name: &String, value: &Bytes| {
+            let text = match told.get(name) {
+                Some(serde_json::Value::String(text)) => text.clone(),
+                Some(number) => number.to_string(),
+                None => return false,
+            };
+            text.trim_end().as_bytes() == value.trim_ascii_end()
+        };
         let mut same = json["id"] == customer.cookie.id.to_string()
             && browser.cookie.as_ref().is_some_and(|cookie| cookie.id == customer.cookie.id)
-            && names.iter().eq(customer.attributes.keys());
-        for (name, value) in &customer.attributes {
-            if !same {
-                break;
-            }
-            let answer = browser.get(&format!("/session/{name}")).await.unwrap();
-            same = answer.status.is_success() && answer.body.trim_ascii_end() == value.trim_ascii_end();
+            && told.keys().eq(customer.attributes.keys())
+            && customer.attributes.iter().all(|(name, value)| is_told(name, value));
+        if same {
+            let answer = browser.get("/session/cart").await.unwrap();
+            let cart = &customer.attributes["cart"];
+            same = answer.status.is_success() && answer.body.trim_ascii_end() == cart.trim_ascii_end();
         }
         Visit {
             whole: same,

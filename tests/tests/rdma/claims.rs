@@ -15,10 +15,11 @@ macro_rules! show {
     ($stage:ident, $claim:ident) => {{
         let began = Instant::now();
         by_rdma_alone(&$stage).await;
-        claims::$claim(&mut $stage, SESSIONS).await;
+        let customers = claims::$claim(&mut $stage, SESSIONS).await;
         by_rdma_alone(&$stage).await;
         report(stringify!($claim), began);
-        $stage.renew().await;
+        $stage.clear(customers).await;
+        report("and cleared up", began);
     }};
 }
 

@@ -83,20 +83,29 @@ impl Fault {
     }
 }
 
-/// The server's processor time while copies pour in is that of its timers.
+/// The server's processor time while copies pour in is that of its timers. Measured up to three times: the
+/// processors here are emulated, and what the machine takes away from one of them counts as time of whoever
+/// ran there. What receiving costs, it costs every time.
 async fn receiving_costs_the_server_nothing(stage: &Stage) {
     let window = Duration::from_secs(2);
     let used = || stage.process("s1").unwrap().cpu_time().unwrap();
-    let before = used();
-    tokio::time::sleep(window).await;
-    let idle = used() - before;
-    let load = load(stage).await;
-    let (before, requests) = (used(), load.requests());
-    tokio::time::sleep(window).await;
-    let (busy, requests) = (used() - before, load.requests() - requests);
-    println!("processor time of s1 in {window:?}: idle {idle:?}, with {requests} commits {busy:?}");
-    assert!(requests > 20, "no load: {requests} commits");
-    // The kernel counts in ticks of 10 ms.
-    assert!(busy <= idle + Duration::from_millis(60), "idle {idle:?}, with commits {busy:?}");
-    all_is_kept(stage, load, &[]).await;
+    let mut measured = Vec::new();
+    while measured.len() < 3 {
+        let before = used();
+        tokio::time::sleep(window).await;
+        let idle = used() - before;
+        let load = load(stage).await;
+        let (before, requests) = (used(), load.requests());
+        tokio::time::sleep(window).await;
+        let (busy, requests) = (used() - before, load.requests() - requests);
+        println!("processor time of s1 in {window:?}: idle {idle:?}, with {requests} commits {busy:?}");
+        assert!(requests > 20, "no load: {requests} commits");
+        all_is_kept(stage, load, &[]).await;
+        // The kernel counts in ticks of 10 ms.
+        if busy <= idle + Duration::from_millis(60) {
+            return;
+        }
+        measured.push((idle, busy));
+    }
+    panic!("idle and with commits, {} times: {measured:?}", measured.len());
 }
