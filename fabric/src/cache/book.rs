@@ -2,8 +2,8 @@
 //! which lease.
 //!
 //! Books are taken, retired and reset by the steward only, one at a time, whichever of its threads does it:
-//! two servers in one book would be taken for each other, and acks of one for copies at the other. Slots and blocks are taken and given back under
-//! the lock of the shard of the entry that owns them.
+//! two servers in one book would be taken for each other, and acks of one for copies at the other. Slots and
+//! blocks are taken and given back under the lock of the shard of the entry that owns them.
 
 use super::heap::{Heap, HeapSize};
 use super::layout::{BookPieces, BookRecord, SlotRecord, Word, book_state};
