@@ -1,6 +1,6 @@
 //! `cargo x ci`: everything that a change must pass, cheapest first.
 
-use crate::{demo, proofs, rdma, setup, test, tidy};
+use crate::{demo, proofs, rdma, setup, sim, test, tidy};
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
 use std::process::{Command, ExitCode, Stdio};
@@ -22,6 +22,7 @@ pub fn main() -> Result<()> {
     stage("test", || test::main(&test::Arguments::default()))?;
     stage("loom", proofs::loom)?;
     stage("model", proofs::model)?;
+    stage("sim", || sim::main(&sim::Arguments::default()))?;
     stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;
     // The part over several hosts is run by hand: the claims there still fail now and then.
     let devices = rdma::test::Arguments { only: Some(rdma::test::Part::Devices), ..Default::default() };

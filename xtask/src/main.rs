@@ -8,6 +8,7 @@ mod proofs;
 mod rdma;
 mod run;
 mod setup;
+mod sim;
 mod test;
 mod tidy;
 
@@ -42,6 +43,8 @@ enum Command {
     Loom,
     /// Check all that a network card may do to a lease, and all that may befall a small cluster
     Model,
+    /// Simulate whole clusters with faults, many seeds of a minute each, and check what they promised
+    Sim(sim::Arguments),
     /// Run everything that a change must pass
     Ci,
     /// Check the rules on structure that no compiler knows
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Guest(arguments) => return end(guest::main(&arguments)),
         Command::Loom => proofs::loom(),
         Command::Model => proofs::model(),
+        Command::Sim(arguments) => sim::main(&arguments),
         Command::Ci => ci::main(),
         Command::Tidy => tidy::main(),
     };

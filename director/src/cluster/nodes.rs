@@ -165,6 +165,9 @@ impl Cluster {
             return;
         }
         self.above(epoch);
+        if self.nodes.get(name).is_some_and(|node| node.life.is_none()) {
+            self.went_on();
+        }
         let (mandate, view) = (self.settings.mandate, (*self.view).clone());
         let Some(node) = self.nodes.get_mut(name) else { return };
         if node.life.is_none() {

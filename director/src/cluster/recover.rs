@@ -25,7 +25,7 @@ pub(super) enum Phase {
         floor: Epoch,
         /// This director's first term.
         born: u32,
-        /// Some server told what the cluster was before.
+        /// Some server told what the cluster was before, or a node went on without any.
         based: bool,
     },
 }
@@ -117,6 +117,14 @@ impl Cluster {
         out.push(Effect::Log(format!("taking up epoch {}, heard late", old.epoch)));
         self.take_up(old, now);
         true
+    }
+
+    /// A node goes on from before, by a view without the servers that it knew: that void their leases' books
+    /// there (R6), so those lives must not come back, however late they are heard.
+    pub(super) fn went_on(&mut self) {
+        if let Phase::Steady { based, .. } = &mut self.phase {
+            *based |= holds(Rule::R6AckIncarnation);
+        }
     }
 
     fn admit_reported(&mut self, base: Option<&View>, now: Moment, out: &mut Vec<Effect>) {

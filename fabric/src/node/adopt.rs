@@ -47,7 +47,7 @@ pub(super) fn adopt(host: &Host, dead: Incarnation, pace: &mut Pace<'_>) -> Resu
     }
     pass.report();
     for batch in ours.chunks(BATCH) {
-        if !pace.step(batch.len() as u64) || host.cache.is_poisoned() {
+        if !pace.step(&*host.clock, batch.len() as u64) || host.cache.is_poisoned() {
             pass.complete = false;
             break;
         }

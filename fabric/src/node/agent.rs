@@ -321,24 +321,7 @@ impl<'a> Agent<'a> {
     }
 
     fn beat(&mut self, epoch: Epoch, settled: Vec<Incarnation>) {
-        let cache = &self.host.cache;
-        let stats = cache.stats().unwrap_or_default();
-        let living = cache.processes().into_iter().filter(|process| process.alive);
-        let counters = Counter::ALL.iter().map(|(counter, name)| {
-            let value = cache.counter(*counter as usize).load(Ordering::Relaxed);
-            ((*name).to_owned(), value)
-        });
-        let mut beat = NodeBeat {
-            sent_ns: 0,
-            epoch,
-            sessions: stats.sessions,
-            safe: stats.safe,
-            settled,
-            pids: living.map(|process| process.pid).collect(),
-            cache_bytes: (stats.bytes_used, stats.bytes_total),
-            counters: counters.collect(),
-            links: Vec::new(),
-        };
+        let mut beat = beat_of(self.host, epoch, settled);
         self.beats += 1;
         let plan = self.host.plan().clone();
         for (_, link) in plan.links() {
@@ -415,6 +398,28 @@ impl<'a> Agent<'a> {
             Note::Event(Event::AdoptionEnded { dead, epoch, complete })
         };
         self.spawn(work, Note::Event(Event::AdoptionEnded { dead, epoch, complete: false }));
+    }
+}
+
+/// A heartbeat, but for the links and the time of its sending.
+pub(super) fn beat_of(host: &Host, epoch: Epoch, settled: Vec<Incarnation>) -> NodeBeat {
+    let cache = &host.cache;
+    let stats = cache.stats().unwrap_or_default();
+    let living = cache.processes().into_iter().filter(|process| process.alive);
+    let counters = Counter::ALL.iter().map(|(counter, name)| {
+        let value = cache.counter(*counter as usize).load(Ordering::Relaxed);
+        ((*name).to_owned(), value)
+    });
+    NodeBeat {
+        sent_ns: 0,
+        epoch,
+        sessions: stats.sessions,
+        safe: stats.safe,
+        settled,
+        pids: living.map(|process| process.pid).collect(),
+        cache_bytes: (stats.bytes_used, stats.bytes_total),
+        counters: counters.collect(),
+        links: Vec::new(),
     }
 }
 

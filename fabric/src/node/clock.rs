@@ -1,7 +1,8 @@
 //! The two clocks of a node, passed in so that a simulation can own time.
 
 use rustix::time::{ClockId, clock_gettime};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Condvar, MutexGuard};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Time as a node sees it.
 pub trait Clock: Send + Sync {
@@ -9,6 +10,14 @@ pub trait Clock: Send + Sync {
     fn monotonic_ns(&self) -> u64;
     /// Unix time, ms: expiries go by it.
     fn unix_ms(&self) -> u64;
+    /// Sleeps.
+    fn sleep(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+    /// Waits for `changed`, at most so long; may return early. The caller looks again.
+    fn wait(&self, changed: &Condvar, guard: MutexGuard<'_, ()>, timeout: Duration) {
+        drop(changed.wait_timeout(guard, timeout));
+    }
 }
 
 /// The kernel's clocks.

@@ -76,7 +76,7 @@ pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Inst
             return Err(timed_out(host, "the session's tombstones; they follow in the background"));
         }
         // A server that does not ack leaves the view soon; until then look again.
-        std::thread::sleep(Duration::from_millis(2));
+        host.clock.sleep(Duration::from_millis(2));
     }
     Ok(())
 }

@@ -62,7 +62,7 @@ pub(super) fn fetch(host: &Host, cookie: &Cookie, deadline: Instant) -> Result<F
             }
             Err(error) if is_temporary(&error) && Instant::now() < deadline => {
                 tracing::debug!(%error, session = %cookie.id, "a fetch waits");
-                std::thread::sleep(PAUSE);
+                host.clock.sleep(PAUSE);
             }
             Err(error) => {
                 unclaim(host, &plan, &[cookie.id]);
@@ -86,7 +86,7 @@ fn settle_in(host: &Host, plan: &Plan, hold: &mut Hold, stamp: &Stamp, deadline:
     let settled = loop {
         match claim_at_newcomers(host, plan, &[stamp.id]) {
             Ok(()) => break protect_admitted(host, hold, stamp).map(|_| ()),
-            Err(error) if is_temporary(&error) && Instant::now() < deadline => std::thread::sleep(PAUSE),
+            Err(error) if is_temporary(&error) && Instant::now() < deadline => host.clock.sleep(PAUSE),
             Err(error) => break Err(error),
         }
     };

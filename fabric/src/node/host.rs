@@ -408,7 +408,7 @@ impl Host {
             }
             // The view's word changes without a wake-up in this process, so the sleep is short.
             let sleep = left.min(Duration::from_millis(2));
-            drop(self.replaced.wait_timeout(self.lock_replacing(), sleep));
+            self.clock.wait(&self.replaced, self.lock_replacing(), sleep);
         }
     }
 

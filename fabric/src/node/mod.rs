@@ -23,6 +23,8 @@ mod destroy;
 mod fetch;
 mod finisher;
 mod host;
+#[cfg(feature = "sim")]
+pub mod inside;
 mod join;
 mod lifeline;
 mod links;

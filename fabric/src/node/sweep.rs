@@ -3,6 +3,7 @@
 //! quarantine (R4).
 
 use super::attend::{Step, Task};
+use super::clock::Clock;
 use super::host::{Counter, Host, Plan};
 use super::open::{facts_of, is_expired};
 use super::push::window;
@@ -34,7 +35,7 @@ impl<'a> Pace<'a> {
     }
 
     /// Counts work done, sleeps if it went too fast. False: stop.
-    pub fn step(&mut self, sessions: u64) -> bool {
+    pub fn step(&mut self, clock: &dyn Clock, sessions: u64) -> bool {
         self.done += sessions;
         loop {
             if self.stop.load(Ordering::Relaxed) {
@@ -44,7 +45,7 @@ impl<'a> Pace<'a> {
             if ahead < Self::REST {
                 return true;
             }
-            std::thread::sleep(ahead.min(Duration::from_millis(20)));
+            clock.sleep(ahead.min(Duration::from_millis(20)));
         }
     }
 
@@ -89,7 +90,7 @@ pub(super) fn sweep(host: &Host, pace: &mut Pace<'_>) -> Result<Swept> {
                 round.begin(&info, need)?;
                 // Nothing is kept locked over a pause.
                 round.run(if pace.is_early(1) { 0 } else { window(host) - 1 })?;
-                if !pace.step(1) {
+                if !pace.step(&*host.clock, 1) {
                     round.run(0)?;
                     return Ok(Swept { complete: false, ..round.swept });
                 }

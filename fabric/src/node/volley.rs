@@ -98,7 +98,7 @@ impl<L: Borrow<Arc<Lane>>> Open<L> {
                 Posted::Pending(id) => lane.link.wait(id, rest(deadline)),
                 Posted::Done(outcome) if is_hopeless(host, lane, deadline) => return Some(outcome),
                 // The link is full: others' pushes have to end first.
-                Posted::Done(_) => std::thread::sleep(POLLING),
+                Posted::Done(_) => host.clock.sleep(POLLING),
             }
         }
     }

@@ -8,7 +8,7 @@ const CRATES: [(&str, &str, &[&str]); 7] = [
     ("session-server", "selvage-session-server", &["selvage-fabric"]),
     ("director", "selvage-director", &["selvage-fabric"]),
     ("webnode-ffi", "selvage-webnode-ffi", &["selvage-fabric"]),
-    ("tests", "selvage-tests", &["selvage-fabric"]),
+    ("tests", "selvage-tests", &["selvage-fabric", "selvage-session-server", "selvage-director"]),
     (
         "bench",
         "selvage-bench",

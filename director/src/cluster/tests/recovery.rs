@@ -119,6 +119,23 @@ fn servers_that_are_heard_late_still_tell_what_was() {
     assert_eq!(world.servers["s1"].view.as_ref().unwrap().servers, view.servers);
 }
 
+/// Found by the simulation (seed 118): the node had given the old life's lease book up, and made another one
+/// over the same lease.
+#[test]
+fn servers_that_are_heard_after_a_node_went_on_begin_anew() {
+    let old = World::up(&["n1"], &["s1"]);
+    let (n1, view) = (old.node("n1").unwrap(), (*old.view()).clone());
+    let mut world = World::silent(&["n1"], &["s1"]);
+    world.cluster.settings.term_min += 60;
+    resume(&mut world, "n1", n1, view.epoch);
+    world.advance(700);
+    assert_eq!((world.node("n1"), world.view().servers.len()), (Some(n1), 0), "went on without it");
+    world.server_up_with("s1", 1, Some(view));
+    world.advance(100);
+    assert!(world.server("s1").is_none_or(|life| life != Incarnation(1)), "that life was dropped");
+    assert!(world.servers["s1"].view.as_ref().unwrap().server(Incarnation(1)).is_none(), "it was told");
+}
+
 #[test]
 fn no_mandate_before_it_is_known_who_lives() {
     let old = World::up(&["n1"], &["s1"]);

@@ -1,0 +1,249 @@
+//! Faults, each of a kind, drawn by the seed; every one ends by itself or is mended before the rest.
+
+use crate::net::Host;
+use crate::schedule::{self, MS, Pid};
+use crate::world::{World, cover, world};
+use crate::{director, node, server};
+
+/// A kind of fault: its name, and what it does.
+pub const KINDS: [(&str, fn()); 12] = [
+    ("fault: process of a node killed", kill_process),
+    ("fault: node killed", kill_node),
+    ("fault: server killed, comes back empty", kill_server),
+    ("fault: director killed", kill_director),
+    ("fault: node stopped", stop_node),
+    ("fault: process of a node stopped", stop_process),
+    ("fault: server stopped", stop_server),
+    ("fault: director stopped", stop_director),
+    ("fault: network cut on one side", cut_one_side),
+    ("fault: network cut on both sides", cut_both_sides),
+    ("fault: clock jumped", jump_clock),
+    ("fault: node drained", drain_node),
+];
+
+/// Draws the next fault, and so on until `end`.
+pub fn begin(end: schedule::Time) {
+    let every = world(|world| world.swarm.fault_every);
+    if every == 0 || world(|world| world.swarm.faults.is_empty()) {
+        return;
+    }
+    let wait = world(|world| world.random.below(2 * every) + MS);
+    schedule::after(wait, move || {
+        if schedule::now() >= end {
+            return;
+        }
+        let kind = world(|world| {
+            let at = world.random.below(world.swarm.faults.len() as u64) as usize;
+            world.swarm.faults[at]
+        });
+        KINDS[kind].1();
+        begin(end);
+    });
+}
+
+fn draw(low_ms: u64, high_ms: u64) -> schedule::Time {
+    world(|world| world.random.between(low_ms, high_ms)) * MS
+}
+
+fn pick(count: usize) -> usize {
+    world(|world| world.random.below(count as u64)) as usize
+}
+
+fn hit(kind: &str, what: String) {
+    cover(kind);
+    world(|world| world.trace(format!("{kind}: {what}")));
+}
+
+fn some_process() -> Option<(usize, Pid)> {
+    let index = pick(world(|world| world.nodes.len()));
+    let pids: Vec<Pid> = world(|world| world.nodes[index].processes.keys().copied().collect());
+    pids.get(pick(pids.len().max(1))).map(|pid| (index, *pid))
+}
+
+fn kill_process() {
+    let Some((index, pid)) = some_process() else { return };
+    hit(KINDS[0].0, format!("{}", pid.0));
+    node::kill(index, pid);
+    let back = draw(5, 2000);
+    schedule::after(back, move || refill_node(index));
+}
+
+fn kill_node() {
+    let index = pick(world(|world| world.nodes.len()));
+    hit(KINDS[1].0, format!("n{}", index + 1));
+    end_node(index);
+    let back = draw(5, 5000);
+    schedule::after(back, move || refill_node(index));
+}
+
+/// Kills all processes of a node.
+pub fn end_node(index: usize) {
+    let pids: Vec<Pid> = world(|world| world.nodes[index].processes.keys().copied().collect());
+    pids.into_iter().for_each(|pid| node::kill(index, pid));
+}
+
+/// Starts the processes that a node lacks.
+pub fn refill_node(index: usize) {
+    let missing = world(|world| world.swarm.processes.saturating_sub(world.nodes[index].processes.len()));
+    for _ in 0..missing {
+        node::start(index);
+    }
+}
+
+fn kill_server() {
+    let index = pick(world(|world| world.servers.len()));
+    hit(KINDS[2].0, format!("s{}", index + 1));
+    server::kill(index);
+    let back = draw(1, 5000);
+    schedule::after(back, move || refill_server(index));
+}
+
+/// Starts a server that does not run.
+pub fn refill_server(index: usize) {
+    if world(|world| world.servers[index].life.is_none()) {
+        server::start(index);
+    }
+}
+
+fn kill_director() {
+    hit(KINDS[3].0, String::new());
+    director::kill();
+    let back = draw(1, 3000);
+    schedule::after(back, refill_director);
+}
+
+/// Starts the director if it does not run.
+pub fn refill_director() {
+    if world(|world| world.director.life.is_none()) {
+        director::start();
+    }
+}
+
+fn stop(pids: Vec<Pid>) {
+    let time = draw(50, 4000);
+    pids.iter().for_each(|pid| schedule::pause(*pid));
+    schedule::after(time, move || pids.into_iter().for_each(schedule::resume));
+}
+
+fn stop_node() {
+    let index = pick(world(|world| world.nodes.len()));
+    hit(KINDS[4].0, format!("n{}", index + 1));
+    stop(world(|world| world.nodes[index].processes.keys().copied().collect()));
+}
+
+fn stop_process() {
+    let Some((_, pid)) = some_process() else { return };
+    hit(KINDS[5].0, format!("{}", pid.0));
+    stop(vec![pid]);
+}
+
+fn stop_server() {
+    let index = pick(world(|world| world.servers.len()));
+    let Some(pid) = world(|world| world.servers[index].life.as_ref().map(|life| life.pid)) else { return };
+    hit(KINDS[6].0, format!("s{}", index + 1));
+    stop(vec![pid]);
+}
+
+fn stop_director() {
+    let Some(pid) = world(|world| world.director.life.as_ref().map(|life| life.pid)) else { return };
+    hit(KINDS[7].0, String::new());
+    stop(vec![pid]);
+}
+
+fn hosts(world: &World) -> Vec<Host> {
+    let mut hosts: Vec<Host> = world.servers.iter().map(|server| server.host).collect();
+    hosts.extend(world.nodes.iter().map(|node| node.host));
+    hosts.push(director::HOST);
+    hosts.sort_unstable();
+    hosts.dedup();
+    hosts
+}
+
+fn cut(both: bool) -> Option<(Host, Host)> {
+    let hosts = world(|world| hosts(world));
+    let (from, to) = (hosts[pick(hosts.len())], hosts[pick(hosts.len())]);
+    if from == to {
+        return None;
+    }
+    let time = draw(50, 4000);
+    world(|world| {
+        world.net.cut(from, to);
+        if both {
+            world.net.cut(to, from);
+        }
+    });
+    schedule::after(time, move || {
+        world(|world| {
+            world.net.join(from, to);
+            if both {
+                world.net.join(to, from);
+            }
+        });
+    });
+    Some((from, to))
+}
+
+fn cut_one_side() {
+    if let Some(hosts) = cut(false) {
+        hit(KINDS[8].0, format!("{hosts:?}"));
+    }
+}
+
+fn cut_both_sides() {
+    if let Some(hosts) = cut(true) {
+        hit(KINDS[9].0, format!("{hosts:?}"));
+    }
+}
+
+fn jump_clock() {
+    let Some((_, pid)) = some_process() else { return };
+    let by = world(|world| world.random.below(4000) as i64 - 2000);
+    hit(KINDS[10].0, format!("{} by {by} ms", pid.0));
+    // No further from the truth than the configuration allows.
+    schedule::set_clock(pid, |clock| clock.unix_ns = by * MS as i64);
+}
+
+fn drain_node() {
+    let name = world(|world| {
+        let at = world.random.below(world.nodes.len() as u64) as usize;
+        world.nodes[at].name.clone()
+    });
+    hit(KINDS[11].0, name.clone());
+    director::drain(&name);
+    let back = draw(500, 5000);
+    schedule::after(back, move || director::undrain(&name));
+}
+
+/// Everything runs and reaches everything.
+pub fn mend() {
+    world(|world| {
+        world.net.heal();
+        world.swarm.break_per_mille = 0;
+        world.swarm.no_memory_per_mille = 0;
+    });
+    // A server that had too little memory gets more by a restart, one after the other.
+    if world(|world| std::mem::take(&mut world.swarm.server_bytes_max)) > 0 {
+        for index in 0..world(|world| world.servers.len()) {
+            schedule::after((1 + index as u64) * 1200 * MS, move || {
+                server::kill(index);
+                server::start(index);
+            });
+        }
+    }
+    refill_director();
+    let names = world(|world| world.nodes.iter().map(|node| node.name.clone()).collect::<Vec<_>>());
+    names.iter().for_each(|name| director::undrain(name));
+    for index in 0..world(|world| world.servers.len()) {
+        refill_server(index);
+    }
+    for index in 0..world(|world| world.nodes.len()) {
+        refill_node(index);
+    }
+    let pids = world(|world| {
+        let nodes = world.nodes.iter().flat_map(|node| node.processes.keys().copied());
+        let servers = world.servers.iter().filter_map(|server| server.life.as_ref().map(|life| life.pid));
+        let director = world.director.life.as_ref().map(|life| life.pid);
+        nodes.chain(servers).chain(director).collect::<Vec<_>>()
+    });
+    pids.into_iter().for_each(schedule::resume);
+}

@@ -1,0 +1,235 @@
+//! The reference history: what was committed, where it was acked, what was told to whom, and the checks of
+//! the guarantees (DESIGN.md section 3) against it.
+//!
+//! Every commit writes a value of its own, so a value that is read tells which commit it is from. Commits of
+//! a session are ordered by their beginning, which its lock makes one order. A commit is *supported* as long
+//! as something must still have it: the life that made it, while the view has that as up; or a lease of an up
+//! server where it was acked, until that lease is released or a later ack there says "moved". A read that
+//! began after a supported commit ended must not find an earlier one (guarantees 1, 2 and 4, and, since reads
+//! and writes go through the director, that sessions are linearizable).
+
+use crate::request::short;
+use crate::schedule::{self, Time};
+use crate::world::world;
+use selvage_fabric::archive::{OwnedArchive, ValueRef};
+use selvage_fabric::ident::{Incarnation, SessionId, Version};
+use selvage_fabric::lease::{Cell, CellState};
+use selvage_fabric::transport::Push;
+use selvage_fabric::view::View;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A value that only one commit writes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Value(pub u64);
+
+/// A lease: server's life, node's life.
+type LeaseId = (Incarnation, Incarnation);
+
+#[derive(Default)]
+struct Session {
+    commits: Vec<Commit>,
+    /// Versions that were posted, and their values.
+    versions: BTreeMap<Version, Value>,
+    support: BTreeMap<Value, BTreeSet<LeaseId>>,
+    /// Leases where a tombstone or "moved" was acked last.
+    /// Somebody tries to end it: it may be gone.
+    ending: bool,
+    gone: Option<Time>,
+    /// The last expiry that a browser was told, Unix ms.
+    expiry_ms: u64,
+}
+
+struct Commit {
+    value: Value,
+    host: Incarnation,
+    /// When it ended well at its host.
+    done: Option<Time>,
+}
+
+/// All sessions.
+#[derive(Default)]
+pub struct History {
+    sessions: BTreeMap<SessionId, Session>,
+    nodes: BTreeSet<Incarnation>,
+    servers: BTreeSet<Incarnation>,
+    pub checks: u64,
+    pub acks: u64,
+    pub commits: u64,
+    failures: Vec<(&'static str, String)>,
+}
+
+/// What goes beside a value into the session, so that a mix shows: its length and bytes follow from it.
+pub fn blob(value: Value) -> Vec<u8> {
+    let length = 1 + (value.0.wrapping_mul(2_654_435_761) >> 7) % 900;
+    (0..length).map(|at| (value.0 as u8).wrapping_add((at as u8).wrapping_mul(31))).collect()
+}
+
+/// A push is about to be posted: which value does its version have?
+pub fn posted(push: &Push<'_>) {
+    let Some((_, bytes)) = push.block else { return };
+    let Ok(archive) = OwnedArchive::copy_of(bytes, &crate::world::archive_limits()) else {
+        return world(|world| world.fail("whole versions", "a node posts an archive that is none"));
+    };
+    if let Some(ValueRef::I64(value)) = archive.session().get("n") {
+        let (id, version) = (archive.session().id(), archive.session().version());
+        world(|world| {
+            let session = world.history.sessions.entry(id).or_default();
+            session.versions.insert(version, Value(value as u64));
+        });
+    }
+}
+
+impl History {
+    fn fail(&mut self, check: &'static str, what: String) {
+        self.failures.push((check, what));
+    }
+
+    /// What was found wrong since the last look.
+    pub fn take_failures(&mut self) -> Vec<(&'static str, String)> {
+        std::mem::take(&mut self.failures)
+    }
+
+    /// A view was published.
+    pub fn viewed(&mut self, view: &View) {
+        self.nodes = view.nodes.iter().map(|node| node.incarnation).collect();
+        self.servers = view.servers.iter().map(|server| server.incarnation).collect();
+    }
+
+    /// A commit begins.
+    pub fn began(&mut self, id: SessionId, _before: Option<Value>, value: Value, host: Incarnation) {
+        self.commits += 1;
+        self.sessions.entry(id).or_default().commits.push(Commit { value, host, done: None });
+    }
+
+    /// It ended well.
+    pub fn committed(&mut self, id: SessionId, value: Value, version: Version) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.versions.insert(version, value);
+        if let Some(commit) = session.commits.iter_mut().find(|commit| commit.value == value) {
+            commit.done = Some(schedule::now());
+        }
+    }
+
+    /// The node tells so many copies.
+    pub fn reported(&mut self, id: SessionId, value: Value, copies: u32, host: Incarnation) {
+        self.checks += 1;
+        let Some(session) = self.sessions.get(&id) else { return };
+        let acked = session.support.get(&value);
+        let servers: BTreeSet<Incarnation> = acked
+            .into_iter()
+            .flatten()
+            .filter(|(_, node)| *node == host)
+            .map(|(server, _)| *server)
+            .collect();
+        if (servers.len() as u32) < copies {
+            let what = format!(
+                "session {} tells {copies} copies of value {}, servers have acked {}",
+                short(id),
+                value.0,
+                servers.len()
+            );
+            self.fail("acks are true", what);
+        }
+    }
+
+    /// A server's memory has this cell, and the node was told.
+    pub fn acked(&mut self, cell: &Cell, lease: LeaseId) {
+        self.acks += 1;
+        let Some(session) = self.sessions.get_mut(&cell.id) else { return };
+        match cell.state {
+            CellState::Live => {
+                if let Some((_, value)) = session.versions.range(..=cell.version).next_back() {
+                    session.support.entry(*value).or_default().insert(lease);
+                }
+            }
+            CellState::Moved => {
+                for leases in session.support.values_mut() {
+                    leases.remove(&lease);
+                }
+            }
+            CellState::Tombstone => session.ending = true,
+        }
+    }
+
+    /// A lease is released: nothing that only it has may be needed any more (R10).
+    pub fn released(&mut self, lease: LeaseId) {
+        for session in self.sessions.values_mut() {
+            for leases in session.support.values_mut() {
+                leases.remove(&lease);
+            }
+        }
+    }
+
+    /// Somebody has begun to end a session.
+    pub fn ending(&mut self, id: SessionId) {
+        self.sessions.entry(id).or_default().ending = true;
+    }
+
+    /// A browser was told that it is gone.
+    pub fn gone(&mut self, id: SessionId) {
+        let session = self.sessions.entry(id).or_default();
+        session.gone = session.gone.or(Some(schedule::now()));
+    }
+
+    /// A browser was told of a session's expiry.
+    pub fn expires(&mut self, id: SessionId, expiry_ms: u64) {
+        self.sessions.entry(id).or_default().expiry_ms = expiry_ms;
+    }
+
+    fn is_supported(&self, session: &Session, commit: &Commit) -> bool {
+        let leases = session.support.get(&commit.value).into_iter().flatten();
+        let mut servers = leases.map(|(server, _)| server);
+        servers.any(|server| self.servers.contains(server))
+            || (commit.done.is_some() && self.nodes.contains(&commit.host))
+    }
+
+    /// A browser was answered that a session has this value, in a request that began then.
+    pub fn observed(&mut self, id: SessionId, value: Value, began: Time) {
+        self.checks += 1;
+        let Some(session) = self.sessions.get(&id) else { return };
+        if session.gone.is_some_and(|gone| gone <= began) {
+            let what = format!("session {} came back with value {}", short(id), value.0);
+            return self.fail("gone is gone", what);
+        }
+        let Some(at) = session.commits.iter().position(|commit| commit.value == value) else {
+            let what = format!("session {} has value {}, which nobody wrote", short(id), value.0);
+            return self.fail("whole versions", what);
+        };
+        let newer = session.commits[at + 1..].iter().rev();
+        let mut lost = newer.filter(|commit| commit.done.is_some_and(|done| done <= began));
+        if let Some(lost) = lost.find(|commit| self.is_supported(session, commit)) {
+            let what = format!(
+                "session {} has value {}, but value {} was committed before the request began and must still \
+                 be there: leases {:x?}, host {:x}",
+                short(id),
+                value.0,
+                lost.value.0,
+                session.support.get(&lost.value),
+                lost.host.0
+            );
+            self.fail("acked is kept", what);
+        }
+    }
+
+    /// A browser was answered that there is no such session.
+    pub fn missed(&mut self, id: SessionId, began: Time, latest_ms: u64) {
+        self.checks += 1;
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let expired = session.expiry_ms <= latest_ms;
+        let excused = session.ending || session.gone.is_some() || expired;
+        session.gone = session.gone.or(Some(schedule::now()));
+        let session = &self.sessions[&id];
+        let mut commits =
+            session.commits.iter().filter(|commit| commit.done.is_some_and(|done| done <= began));
+        if let Some(lost) = commits.find(|commit| !excused && self.is_supported(session, commit)) {
+            let what = format!(
+                "session {} is told missing, but value {} must still be there: leases {:x?}, host {:x}",
+                short(id),
+                lost.value.0,
+                session.support.get(&lost.value),
+                lost.host.0
+            );
+            self.fail("acked is kept", what);
+        }
+    }
+}

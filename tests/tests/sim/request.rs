@@ -1,0 +1,269 @@
+//! Requests, and what a web node's worker does with one.
+
+use crate::director;
+use crate::history::{self, Value};
+use crate::net::Host;
+use crate::schedule::{self, FiberId, MS, Pid, Time};
+use crate::world::{cover, world};
+use selvage_fabric::archive::{self, ValueRef};
+use selvage_fabric::error::Error;
+use selvage_fabric::ident::{Cookie, Incarnation, SessionId};
+use selvage_fabric::node::inside::{self, Found, Handle};
+use selvage_fabric::node::{Ack, OpenMode};
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What a browser asks for.
+#[derive(Clone, Debug)]
+pub enum Request {
+    Create { value: Value },
+    Read { mode: OpenMode },
+    Change { value: Value },
+    Destroy,
+    Regenerate,
+}
+
+/// What a node answers.
+#[derive(Clone, Debug)]
+#[allow(dead_code, reason = "why a request failed is for the trace")]
+pub enum Reply {
+    /// Done; what was found in the session, and what its cookie and expiry are now.
+    Done {
+        found: Option<Value>,
+        cookie: Option<Cookie>,
+        expiry_ms: u64,
+        copies: u32,
+    },
+    Missing,
+    Elsewhere(Incarnation),
+    Refused(String),
+}
+
+/// How a send to a node ended.
+pub enum Sent {
+    Answered(Reply),
+    /// Nothing can have reached it.
+    Unsent,
+    Lost,
+}
+
+impl Request {
+    /// What may be done twice is sent again.
+    pub fn is_repeatable(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Destroy)
+    }
+}
+
+/// An answer on its way.
+#[derive(Default)]
+struct Slot {
+    reply: Option<Reply>,
+    waiting: Option<FiberId>,
+}
+
+/// Connecting to a node that does not answer takes so long at most.
+const CONNECT_WAIT: Time = 1000 * MS;
+
+/// Sends a request to the node of this incarnation's name, and waits for its answer, as one connection does:
+/// it ends when the process does, or when the director cuts the node off.
+pub fn send(node: Incarnation, request: Request, cookie: Option<Cookie>) -> Sent {
+    let Some((index, host)) = world(|world| {
+        let view = &world.director.view;
+        let name = &view.node(node)?.name;
+        let index = world.nodes.iter().position(|known| known.name == *name)?;
+        Some((index, world.nodes[index].host))
+    }) else {
+        return Sent::Unsent;
+    };
+    let began = schedule::now();
+    schedule::sleep(world(|world| world.delay(director::HOST, host)));
+    while !world(|world| world.net.reaches(director::HOST, host) && world.net.reaches(host, director::HOST)) {
+        if schedule::now() > began + CONNECT_WAIT {
+            return Sent::Unsent;
+        }
+        schedule::sleep(20 * MS);
+    }
+    let process = world(|world| {
+        let processes: Vec<Pid> = world.nodes[index].processes.keys().copied().collect();
+        let at = world.random.below(processes.len() as u64) as usize;
+        processes.get(at).copied()
+    });
+    let Some(pid) = process else { return Sent::Unsent };
+    let slot = Rc::new(RefCell::new(Slot { reply: None, waiting: schedule::current() }));
+    let (answer, deadline) = (Rc::clone(&slot), schedule::now() + 30_000 * MS);
+    schedule::spawn(pid, move || {
+        let reply = serve(index, pid, &request, cookie);
+        let delay = world(|world| world.delay(host, director::HOST));
+        schedule::after(delay, move || arrive(host, reply, answer));
+    });
+    loop {
+        if let Some(reply) = slot.borrow_mut().reply.take() {
+            return Sent::Answered(reply);
+        }
+        let is_cut = world(|world| world.director.view.node(node).is_none());
+        if !schedule::is_alive(pid) || is_cut || schedule::now() >= deadline {
+            if is_cut {
+                cover("state: request cut with its node");
+            }
+            return Sent::Lost;
+        }
+        schedule::park(20 * MS);
+    }
+}
+
+fn arrive(host: Host, reply: Reply, answer: Rc<RefCell<Slot>>) {
+    if !world(|world| world.net.reaches(host, director::HOST)) {
+        schedule::after(20 * MS, move || arrive(host, reply, answer));
+        return;
+    }
+    let mut slot = answer.borrow_mut();
+    slot.reply = Some(reply);
+    slot.waiting.into_iter().for_each(schedule::wake);
+}
+
+/// A worker's part, in a fiber of its process.
+fn serve(index: usize, pid: Pid, request: &Request, cookie: Option<Cookie>) -> Reply {
+    let host = world(|world| world.nodes[index].processes.get(&pid)?.host.clone());
+    let Some(host) = host.filter(|host| !host.cache.is_poisoned()) else {
+        schedule::sleep(20 * MS);
+        return Reply::Refused("not joined".into());
+    };
+    let served = match (request, cookie) {
+        (Request::Create { value }, _) => create(&host, *value),
+        (_, None) => return Reply::Missing,
+        (Request::Read { mode }, Some(cookie)) => read(&host, &cookie, *mode),
+        (Request::Change { value }, Some(cookie)) => change(&host, &cookie, *value),
+        (Request::Destroy, Some(cookie)) => destroy(&host, &cookie),
+        (Request::Regenerate, Some(cookie)) => regenerate(&host, &cookie),
+    };
+    served.unwrap_or_else(|error| {
+        world(|world| world.cover(&format!("error: {:?}", error.kind)));
+        Reply::Refused(error.to_string())
+    })
+}
+
+fn create(host: &Arc<inside::Host>, value: Value) -> Result<Reply, Error> {
+    let mut session = inside::create(host, None)?;
+    write(&mut session, value)?;
+    let copies = commit(host, &mut session, None, value)?;
+    Ok(done(&session, None, copies))
+}
+
+/// Opens a session, or says why there is nothing to open.
+fn open(host: &Arc<inside::Host>, cookie: &Cookie, mode: OpenMode) -> Result<Result<Handle, Reply>, Error> {
+    let deadline = Instant::now() + Duration::from_millis(host.config.session.wait_ms);
+    Ok(match inside::open(host, cookie, mode, deadline, Duration::from_millis(1))? {
+        Found::Session(session) => Ok(session),
+        Found::Missing => Err(Reply::Missing),
+        Found::Elsewhere(node) => Err(Reply::Elsewhere(node)),
+    })
+}
+
+fn read(host: &Arc<inside::Host>, cookie: &Cookie, mode: OpenMode) -> Result<Reply, Error> {
+    let session = match open(host, cookie, mode)? {
+        Ok(session) => session,
+        Err(reply) => return Ok(reply),
+    };
+    let found = value_of(&session);
+    think();
+    Ok(done(&session, found, 0))
+}
+
+fn change(host: &Arc<inside::Host>, cookie: &Cookie, value: Value) -> Result<Reply, Error> {
+    let mut session = match open(host, cookie, OpenMode::Exclusive)? {
+        Ok(session) => session,
+        Err(reply) => return Ok(reply),
+    };
+    let found = value_of(&session);
+    think();
+    write(&mut session, value)?;
+    let copies = commit(host, &mut session, found, value)?;
+    Ok(done(&session, found, copies))
+}
+
+fn destroy(host: &Arc<inside::Host>, cookie: &Cookie) -> Result<Reply, Error> {
+    let session = match open(host, cookie, OpenMode::Exclusive)? {
+        Ok(session) => session,
+        Err(reply) => return Ok(reply),
+    };
+    let (found, expiry_ms) = (value_of(&session), session.expiry_ms());
+    world(|world| world.history.ending(session.id()));
+    session.destroy()?;
+    Ok(Reply::Done { found, cookie: None, expiry_ms, copies: 0 })
+}
+
+fn regenerate(host: &Arc<inside::Host>, cookie: &Cookie) -> Result<Reply, Error> {
+    let mut session = match open(host, cookie, OpenMode::Exclusive)? {
+        Ok(session) => session,
+        Err(reply) => return Ok(reply),
+    };
+    let found = value_of(&session);
+    let old = session.id();
+    world(|world| world.history.ending(old));
+    session.regenerate()?;
+    if let Some(value) = found {
+        world(|world| {
+            world.history.began(session.id(), None, value, host.incarnation());
+            world.history.committed(session.id(), value, session.version());
+        });
+    }
+    Ok(done(&session, found, 0))
+}
+
+/// What a web page does between reading and writing.
+fn think() {
+    let time = world(|world| world.random.below(world.swarm.think + 1));
+    schedule::sleep(time);
+}
+
+fn commit(
+    host: &Arc<inside::Host>,
+    session: &mut Handle,
+    before: Option<Value>,
+    value: Value,
+) -> Result<u32, Error> {
+    let id = session.id();
+    world(|world| world.history.began(id, before, value, host.incarnation()));
+    let committed = session.commit(Ack::All)?;
+    world(|world| {
+        world.history.committed(id, value, committed.version);
+        if let Some(short) = committed.short {
+            world.cover(&format!("state: short commit, {short:?}"));
+        }
+        world.history.reported(id, value, committed.copies, host.incarnation());
+    });
+    Ok(committed.copies)
+}
+
+fn write(session: &mut Handle, value: Value) -> Result<(), Error> {
+    session.set("n", archive::Value::I64(value.0 as i64))?;
+    session.set("blob", archive::Value::Bytes(history::blob(value)))
+}
+
+fn done(session: &Handle, found: Option<Value>, copies: u32) -> Reply {
+    Reply::Done { found, cookie: Some(session.cookie()), expiry_ms: session.expiry_ms(), copies }
+}
+
+/// The session's value; whoever reads a mix finds it out here.
+fn value_of(session: &Handle) -> Option<Value> {
+    let Some(ValueRef::I64(number)) = session.get("n") else {
+        world(|world| world.fail("whole versions", &format!("session {} has no value", session.id())));
+        return None;
+    };
+    let value = Value(number as u64);
+    match session.get("blob") {
+        Some(ValueRef::Bytes(bytes)) if bytes == history::blob(value) => Some(value),
+        _ => {
+            let what = format!("session {} mixes versions: its value is {}", session.id(), value.0);
+            world(|world| world.fail("whole versions", &what));
+            None
+        }
+    }
+}
+
+/// A session's id, for people.
+pub fn short(id: SessionId) -> String {
+    id.to_string().chars().take(6).collect()
+}

@@ -1,0 +1,174 @@
+//! Runs seeds, and says what came of them.
+
+use crate::{browser, director, fault, rest, schedule, server, world};
+use schedule::{S, Time};
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// How long faults go on, and the rest after them.
+const FAULTS: Time = 50 * S;
+const REST: Time = 10 * S;
+
+/// What came of a seed.
+struct Outcome {
+    seed: u64,
+    failure: Option<(String, String)>,
+    lines: Vec<String>,
+    coverage: BTreeMap<String, u64>,
+    steps: u64,
+    answered: u64,
+    refused: u64,
+    checks: u64,
+    digest: u64,
+    swarm: String,
+}
+
+/// Runs one seed on a thread of its own: what hash maps do depends on the thread's random keys.
+fn run(seed: u64, verbose: bool) -> Outcome {
+    let body = move || match verbose {
+        false => simulate(seed, false),
+        true => {
+            let log = tracing_subscriber::fmt().without_time().with_target(false).with_ansi(false);
+            let log = log.with_max_level(tracing::Level::DEBUG).with_writer(std::io::stdout).finish();
+            tracing::subscriber::with_default(log, || simulate(seed, true))
+        }
+    };
+    let ran = std::thread::Builder::new().name(format!("seed {seed}")).spawn(body);
+    ran.expect("a thread").join().expect("the simulation itself does not panic")
+}
+
+fn simulate(seed: u64, verbose: bool) -> Outcome {
+    schedule::begin(seed);
+    world::begin(seed, fault::KINDS.len(), verbose);
+    let played = std::panic::catch_unwind(AssertUnwindSafe(play));
+    if let Err(panic) = played {
+        let what = panic.downcast_ref::<String>().cloned();
+        let what = what.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        world::world(|world| world.fail("no panic", &what.unwrap_or_default()));
+    }
+    let steps = schedule::steps();
+    // Everybody dies first, while there is a world to die in.
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        (0..world::world(|world| world.nodes.len())).for_each(fault::end_node);
+        schedule::end();
+    }));
+    if ended.is_err() {
+        world::world(|world| world.fail("ends", "a panic while everything ended"));
+    }
+    let world = world::end();
+    let digest = world
+        .lines
+        .iter()
+        .flat_map(|line| line.bytes())
+        .fold(steps, |digest, byte| (digest ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    Outcome {
+        seed,
+        failure: world.failure.clone(),
+        lines: world.lines.iter().cloned().collect(),
+        coverage: world.coverage.clone(),
+        steps,
+        answered: world.answered,
+        refused: world.refused,
+        checks: world.history.checks,
+        digest,
+        swarm: format!("{:?}", world.swarm),
+    }
+}
+
+/// One cluster's hour: it starts, suffers, is mended, and rests.
+fn play() {
+    let has_failed = || world::world(|world| world.failure.is_some());
+    let (servers, nodes) = world::world(|world| (world.servers.len(), world.nodes.len()));
+    director::start();
+    (0..servers).for_each(server::start);
+    (0..nodes).for_each(fault::refill_node);
+    schedule::run(2 * S, has_failed);
+    if !rest::is_settled() {
+        world::world(|world| world.fail("starts", "the cluster is not up after two seconds"));
+    }
+    browser::start();
+    fault::begin(FAULTS);
+    schedule::run(FAULTS, has_failed);
+    fault::mend();
+    schedule::run(FAULTS + REST / 2, has_failed);
+    browser::stop();
+    schedule::run(FAULTS + REST, has_failed);
+    if !has_failed() && !rest::is_settled() {
+        world::world(|world| world.fail("heals", "members are missing long after all faults"));
+    }
+    rest::check_status();
+    rest::read_all();
+    schedule::run(FAULTS + REST + 5 * S, has_failed);
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let number = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1)?.parse::<u64>().ok()
+    };
+    let has = |name: &str| arguments.iter().any(|argument| argument == name);
+    if has("--list") {
+        // What nextest asks of a program with its own main function.
+        if !has("--ignored") {
+            println!("sim: test");
+        }
+        return ExitCode::SUCCESS;
+    }
+    if let Some(seed) = number("--seed") {
+        let outcome = run(seed, true);
+        println!("{}", outcome.swarm);
+        return report(&[outcome]);
+    }
+    let seeds = number("--seeds").unwrap_or(10);
+    let first = number("--from").unwrap_or(1);
+    let began = Instant::now();
+    let mut outcomes = Vec::new();
+    for seed in first..first + seeds {
+        let outcome = run(seed, false);
+        let failed = outcome.failure.is_some();
+        outcomes.push(outcome);
+        if failed && !has("--go-on") {
+            break;
+        }
+    }
+    println!("{} seeds in {:.1} s", outcomes.len(), began.elapsed().as_secs_f64());
+    report(&outcomes)
+}
+
+fn report(outcomes: &[Outcome]) -> ExitCode {
+    let mut coverage: BTreeMap<&str, u64> = BTreeMap::new();
+    for outcome in outcomes {
+        for (what, count) in &outcome.coverage {
+            *coverage.entry(what).or_default() += count;
+        }
+    }
+    for (what, count) in &coverage {
+        println!("{count:>9} {what}");
+    }
+    let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
+    println!(
+        "{} events, {} requests answered, {} refused or lost, {} checks, digest {:016x}",
+        sum(|outcome| outcome.steps),
+        sum(|outcome| outcome.answered),
+        sum(|outcome| outcome.refused),
+        sum(|outcome| outcome.checks),
+        outcomes.iter().fold(0, |digest, outcome| digest ^ outcome.digest),
+    );
+    let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.failure.is_some()).collect();
+    for outcome in &failed {
+        let Some((check, what)) = &outcome.failure else { continue };
+        if failed.len() < 4 && outcomes.len() > 1 {
+            outcome.lines.iter().for_each(|line| println!("{line}"));
+        }
+        println!("seed {} FAILED {check}: {what}", outcome.seed);
+        println!("  replay: cargo x sim --seed {}", outcome.seed);
+    }
+    // In libtest's words, for who counts tests.
+    let (word, good) = if failed.is_empty() { ("ok", 1) } else { ("FAILED", 0) };
+    println!("test result: {word}. {good} passed; {} failed; 0 ignored", 1 - good);
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,54 @@
+//! `cargo x sim`: the simulation of a whole cluster, over many seeds (tests/tests/sim).
+
+use anyhow::{Context, Result, ensure};
+use selvage_tests::product::workspace_root;
+use std::process::{Command, Stdio};
+
+/// Options of `cargo x sim`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How many seeds
+    #[arg(long, default_value_t = 200)]
+    pub seeds: u64,
+    /// The first of them
+    #[arg(long, default_value_t = 1)]
+    pub from: u64,
+    /// Only this seed, with its trace
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Go on after a seed that fails
+    #[arg(long)]
+    pub go_on: bool,
+    /// Take each protocol rule out in turn, and tell which seeds and checks notice
+    #[arg(long)]
+    pub mutants: bool,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self { seeds: 200, from: 1, seed: None, go_on: false, mutants: false }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A seed failed, or a kind of fault or state was never reached.
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(workspace_root())
+        .args(["test", "--quiet", "--release", "--package", "selvage-tests", "--test", "sim", "--"])
+        .stdin(Stdio::null());
+    match arguments.seed {
+        Some(seed) => command.args(["--seed", &seed.to_string()]),
+        None => {
+            command.args(["--seeds", &arguments.seeds.to_string(), "--from", &arguments.from.to_string()])
+        }
+    };
+    command.args(arguments.go_on.then_some("--go-on"));
+    command.args(arguments.mutants.then_some("--mutants"));
+    let status = command.status().context("cannot start cargo")?;
+    ensure!(status.success(), "the simulation ended with {status}");
+    Ok(())
+}
