@@ -163,7 +163,7 @@ fn hosts(arguments: &Arguments) -> Result<(String, End)> {
             format!("{PRODUCT_DIR_VARIABLE}={}", product.dir.display()),
         ]
         .into_iter()
-        .chain(std::env::var("SELVAGE_LOG").map(|log| format!("SELVAGE_LOG={log}")))
+        .chain(std::env::var(LOG_VARIABLE).map(|log| format!("{LOG_VARIABLE}={log}")))
         .collect(),
         agent: agent.into_iter().next(),
         hosts: HOSTS,
