@@ -39,6 +39,7 @@ pub fn run(config: Config) -> Result<()> {
     let keyring = keyring(&config)?;
     // Lives to the end: the lock and the socket go last.
     let (_place, start) = Place::take(&config)?;
+    selvage_fabric::kill_point!("start.director");
     let config = Arc::new(config);
     let connect_wait = limits::CONNECT_WAIT.min(Duration::from_millis(config.director.hold_ms));
     let routes = Arc::new(Routes::new(connect_wait));

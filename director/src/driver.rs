@@ -204,6 +204,9 @@ impl Driver {
                 self.nodes.remove(&link);
             }
             Effect::ToServer { link, message } => {
+                if matches!(message, ToServer::SetView(_)) {
+                    selvage_fabric::kill_point!("seal.view");
+                }
                 if self.servers.get(&link).is_some_and(|outbox| outbox.try_send(message).is_err()) {
                     warn!("a server does not read its messages; its connection is cut");
                     self.servers.remove(&link);

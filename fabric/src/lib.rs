@@ -5,6 +5,9 @@
 //! `node -> cache -> transport -> control -> lease -> archive -> limits, error, ident, sync`;
 //! `placement` and `view` are pure and do no I/O. `ARCHITECTURE.md` has the map and the numbered invariants.
 
+#[macro_use]
+pub mod kill;
+
 pub mod archive;
 pub mod cache;
 pub mod config;

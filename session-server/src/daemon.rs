@@ -57,6 +57,7 @@ pub fn run(config: &Config, name: &str) -> Result<()> {
     raise_descriptor_limit();
     let door = Arc::new(Door { access: Access::new(config, name)?, porch: Porch::default() });
     let place = Place::take(config, name)?;
+    selvage_fabric::kill_point!("start.server");
     let executor = Arc::new(executor(config, name)?);
     let incarnation = executor.incarnation();
     let control = place.hosts().and_then(|listener| listener.local_addr().ok());

@@ -137,6 +137,7 @@ impl Executor {
             Effect::Reply { connection, mut message } => {
                 if let FromServer::Report(report) = &mut message {
                     self.leases.complete(report);
+                    selvage_fabric::kill_point!("seal.reported");
                 }
                 self.answer(connection, Answer::Message(message));
                 None

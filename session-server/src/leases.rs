@@ -209,6 +209,7 @@ impl Leases {
                 memory.bytes().div_ceil(memory::HUGE_PAGE_BYTES)
             );
         }
+        selvage_fabric::kill_point!("start.lease");
         let doors = Mutex::new(Doors { open: Vec::new(), closed: false });
         lock(&self.table).insert(lease, Arc::new(Held { memory, doors, beat: Mutex::default() }));
         Ok(())
@@ -269,6 +270,7 @@ impl Leases {
 
     fn seal_and_index(&self, lease: LeaseNumber, held: &Held) -> Result<(LeaseIndex, BadCells)> {
         held.memory.seal();
+        selvage_fabric::kill_point!("seal.word");
         let had_doors = !held.doors().is_empty();
         if holds(Rule::R2SealByView) {
             // A lease that somebody may still write must not be indexed. If its device never gives it back,
@@ -283,7 +285,9 @@ impl Leases {
             // Only a process of this host that maps the memory can do that; what it writes is not acked.
             tracing::warn!(lease = lease.0, "somebody goes on writing to a sealed lease");
         }
-        held.memory.index(&self.archive_limits)
+        let indexed = held.memory.index(&self.archive_limits);
+        selvage_fabric::kill_point!("seal.indexed");
+        indexed
     }
 
     /// Frees a lease, once nobody can write to it any more. Nothing is freed under a device that does not

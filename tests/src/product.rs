@@ -17,6 +17,17 @@ pub const PRODUCT_DIR_VARIABLE: &str = "SELVAGE_BIN_DIR";
 pub struct Product {
     /// Folder of the daemons and of `libselvage.so`.
     pub dir: PathBuf,
+    /// Other daemons than those in the folder, if a test brings its own.
+    pub daemons: Option<Daemons>,
+}
+
+/// One program that is both daemons: called with the name of the one that it shall be as its first argument.
+#[derive(Debug, Clone)]
+pub struct Daemons {
+    /// The program.
+    pub program: PathBuf,
+    /// What it finds in its environment, beside what all find.
+    pub environment: Vec<(String, PathBuf)>,
 }
 
 impl Product {
@@ -63,7 +74,7 @@ impl Product {
     /// A file is missing.
     pub fn at(dir: PathBuf) -> Result<Self> {
         let dir = dir.canonicalize().with_context(|| format!("no product at {}", dir.display()))?;
-        let product = Self { dir };
+        let product = Self { dir, daemons: None };
         for file in [
             product.server(),
             product.director(),
@@ -84,6 +95,14 @@ impl Product {
     /// The director's program.
     pub fn director(&self) -> PathBuf {
         self.dir.join("selvage-director")
+    }
+
+    /// A call of the daemon `name`, without its arguments.
+    pub fn daemon(&self, name: &str) -> Command {
+        let Some(daemons) = &self.daemons else { return Command::new(self.dir.join(name)) };
+        let mut command = Command::new(&daemons.program);
+        command.arg(name).envs(daemons.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// The operator's program.

@@ -31,7 +31,9 @@ pub(super) fn sibling(inner: &Inner) -> Result<Cache> {
 /// Takes a process slot, after repairing what its last process may have left.
 fn enter(segment: Segment) -> Result<Cache> {
     let slot = segment.processes.claim()?;
+    kill_point!("attach.claimed");
     let process = segment.processes.enter(slot);
+    kill_point!("attach.entered");
     let inner = Inner {
         pool: HoldPool::new(segment.holds.len()),
         segment,
@@ -44,6 +46,7 @@ fn enter(segment: Segment) -> Result<Cache> {
     };
     // From `enter` on, earlier lives of the slot count as dead.
     inner.repair_slot(slot)?;
+    kill_point!("attach.repaired");
     inner.check_alive()?;
     Ok(Cache { inner: Arc::new(inner) })
 }

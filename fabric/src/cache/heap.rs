@@ -195,6 +195,7 @@ impl Heap {
                 want.intent.write(unit + 1);
                 let taken =
                     owner.compare_exchange(0, want.owner, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+                kill_point!("allocate.block");
                 #[cfg(test)]
                 super::crash::point();
                 taken

@@ -53,6 +53,7 @@ impl Hold {
             if left.is_zero() {
                 return Ok(Waited::Timeout);
             }
+            kill_point!("lock.waiting");
             futex::wait(word, hold_state::WAITING, left.min(LIVENESS_POLL));
             self.tend()?;
         }

@@ -65,6 +65,7 @@ impl OwnerTable {
                 }
                 intent.write(index + 1);
                 let taken = word.compare_exchange(0, owner, Ordering::SeqCst, Ordering::Relaxed).is_ok();
+                kill_point!("allocate.taken");
                 #[cfg(test)]
                 super::crash::point();
                 taken

@@ -129,7 +129,9 @@ impl Guard<'_> {
         // now on.
         let is_touch = push.block.is_some() && !push.fresh && rules::holds(Rule::R13Touch);
         words.state.write(place_state::ACKED | (if is_touch { state & 1 } else { state & 1 ^ 1 }));
+        kill_point!("push.counted");
         self.give_other_block(index, push.place.0);
+        kill_point!("push.freed");
         self.count(index);
         Ok(())
     }
@@ -245,6 +247,7 @@ impl Guard<'_> {
             words.state.write(place_state::EMPTY);
             return Err(full(lease, "a slot"));
         };
+        kill_point!("allocate.slot");
         lease.slot_records[slot].entry.write(0);
         if lease.active_for() != Some(server) {
             // The book was retired meanwhile, and may have been cleared before or after the slot was taken.
@@ -322,6 +325,7 @@ impl Guard<'_> {
             }
             lease.slots.pass(slot, index + 1, QUARANTINED | slot);
         }
+        kill_point!("quarantine.passed");
         words.state.write(place_state::EMPTY);
         hint.write(1);
     }

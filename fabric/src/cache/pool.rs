@@ -88,6 +88,7 @@ impl HoldPool {
         let chunk = owners
             .take(owners.len(), owner, &AtomicU32::new(0))
             .ok_or_else(|| busy("this node has as many sessions open as it may (65536)"))?;
+        kill_point!("allocate.holds");
         *chunks += 1;
         let first = chunk * HOLDS_PER_CHUNK;
         (first + 1..first + HOLDS_PER_CHUNK).rev().for_each(|hold| self.push(hold));

@@ -39,6 +39,7 @@ impl Guard<'_> {
             self.link(index);
         }
         self.rebuild_lists();
+        kill_point!("steward.rebuilding");
         for index in self.entries() {
             self.drop_other_block(index);
             self.repair_places(index);
@@ -172,6 +173,7 @@ impl Inner {
             && self.segment.entry_owners.owner(index) == shard + 1;
         if same {
             guard.leave(index, hold);
+            kill_point!("steward.repairing");
         }
         Ok(())
     }

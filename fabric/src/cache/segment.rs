@@ -255,6 +255,7 @@ fn initialise(memory: &Arc<Memory>, spec: &CacheSpec, geometry: &Geometry) -> Re
     }
     header.state.write(segment_state::ALIVE);
     header.checksum.write(header_checksum(header));
+    kill_point!("start.allocated");
     header.version.write(LAYOUT_VERSION);
     Ok(())
 }

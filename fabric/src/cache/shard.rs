@@ -51,6 +51,7 @@ impl Inner {
                 return Err(self.stuck(stuck.holder));
             }
         }
+        kill_point!("lock.shard");
         if words.dirty.read() != 0 {
             guard.rebuild();
             words.dirty.write(0);
@@ -139,6 +140,7 @@ impl<'a> Guard<'a> {
         // Repair finds an entry that was taken and not used by its owner word, so no intent is needed.
         let unused = AtomicU32::new(0);
         let index = owners.take(owners.len(), self.shard + 1, &unused)?;
+        kill_point!("allocate.entry");
         let entry = self.entry(index);
         for (to, from) in entry.id.iter().zip(id_words(id)) {
             to.write(from);
@@ -212,6 +214,7 @@ impl<'a> Guard<'a> {
             self.cache.segment.heap.pass(block, STAGED_BY | hold, index + 1);
         }
         entry.current.write(current ^ 1);
+        kill_point!("commit.replaced");
         let record = self.hold(hold);
         record.block_bytes.write(new.archive_bytes);
         record.block.write(block_word(new.block));
@@ -267,6 +270,7 @@ impl<'a> Guard<'a> {
             record.granted_ns.write(coarse_now_ns());
         }
         record.state.write(state);
+        kill_point!("lock.joined");
         if state == hold_state::GRANTED {
             entry.holder.write(hold + 1);
         }
@@ -283,11 +287,13 @@ impl<'a> Guard<'a> {
         } else if state == hold_state::WAITING {
             entry.waiters.write(entry.waiters.read().saturating_sub(1));
         }
+        kill_point!("lock.left");
         self.unlist(index, hold);
         self.drop_staged(hold);
         self.drop_block(index, record.block.read());
         record.block.write(0);
         record.state.write(hold_state::FREE);
+        kill_point!("lock.freed");
         if state == hold_state::PINNED {
             // A tombstone may have waited for its last reader.
             if entry.holds.read() == 0 {
@@ -324,6 +330,7 @@ impl<'a> Guard<'a> {
         self.pin(index, hold);
         record.granted_ns.write(coarse_now_ns());
         record.state.write(hold_state::GRANTED);
+        kill_point!("lock.granted");
         entry.waiters.write(entry.waiters.read().saturating_sub(1));
         entry.holder.write(hold + 1);
         self.wake_later(hold);

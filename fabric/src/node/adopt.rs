@@ -20,6 +20,11 @@ use std::sync::Arc;
 /// Sessions that are claimed and fetched together.
 const BATCH: usize = 256;
 
+/// When so many passes in a row have left the same number of sessions to other nodes, this node takes them, too:
+/// a process of it that died between claim and adoption, for a request, leaves a claim that keeps all others
+/// away.
+const STALLED: u32 = 8;
+
 /// What a pass of adoption left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Adopted {
@@ -39,12 +44,16 @@ pub(super) fn adopt(host: &Host, dead: Incarnation, pace: &mut Pace<'_>) -> Resu
     let plan = host.plan().clone();
     let mut pass =
         Pass { host, plan: &plan, sessions: 0, complete: true, settled: Vec::new(), gone: Vec::new() };
-    let mut ours: Vec<SessionId> = Vec::new();
+    let (mut ours, mut others): (Vec<SessionId>, Vec<SessionId>) = Default::default();
     for id in list_unsettled(host, &plan, dead)?.into_keys() {
-        if !pass.is_cached(id)? && pass.falls_to_us(id) {
-            ours.push(id);
+        if !pass.is_cached(id)? {
+            if pass.falls_to_us(id) { ours.push(id) } else { others.push(id) }
         }
     }
+    if host.leave_to_others(dead, others.len()) >= STALLED {
+        ours.append(&mut others);
+    }
+    kill_point!("adopt.listed");
     pass.report();
     for batch in ours.chunks(BATCH) {
         if !pace.step(&*host.clock, batch.len() as u64) || host.cache.is_poisoned() {
@@ -133,13 +142,19 @@ impl Pass<'_> {
         if ids.is_empty() {
             return Ok(());
         }
+        kill_point!("adopt.inserted");
         let wanted = self.claim_batch(&ids)?;
+        kill_point!("adopt.claimed");
         let archives = fetch_archives(self.host, self.plan, &wanted);
+        kill_point!("adopt.fetched");
         let mut admitted = Vec::new();
         for (wanted, archive) in wanted.iter().zip(archives) {
             let Some(hold) = holds.get_mut(&wanted.id) else { continue };
             match archive.and_then(|archive| admit(self.host, self.plan, hold, wanted, archive)) {
-                Ok(stamp) => admitted.push(stamp),
+                Ok(stamp) => {
+                    kill_point!("adopt.admitted");
+                    admitted.push(stamp);
+                }
                 Err(error) if error.kind == ErrorKind::OwnershipLost => return Err(error),
                 Err(error) => {
                     tracing::warn!(%error, session = %wanted.id, "a session cannot be adopted yet");
@@ -175,6 +190,7 @@ impl Pass<'_> {
     fn land(&mut self, plan: &Plan, flight: Option<(Stamp, Hold, Flight<&Arc<Lane>>)>) -> Result<()> {
         let Some((stamp, mut hold, mut flight)) = flight else { return Ok(()) };
         let reach = unless_lost(flight.land(self.host, &mut hold))?;
+        kill_point!("adopt.pushed");
         if reach.is_some_and(|reach| reach.copies >= plan.copies_possible()) {
             self.settled.push((stamp.id, stamp.version));
         } else {
@@ -222,6 +238,7 @@ impl Pass<'_> {
                     tracing::debug!(server = server.name, %error, "cannot settle sessions yet");
                     self.complete = false;
                 }
+                kill_point!("adopt.settled");
             }
         }
         let gone = std::mem::take(&mut self.gone);

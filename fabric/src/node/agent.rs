@@ -66,6 +66,7 @@ fn live(attachment: &Arc<Attachment>, host: &Arc<Host>, mut director: Option<Str
     while !attachment.is_stopping() && !host.cache.is_poisoned() {
         match attachment.lock_file.try_steward(host.incarnation().0) {
             Ok(true) => {
+                kill_point!("steward.taken");
                 let mut agent = Agent::new(attachment, host, &mut links, director.take());
                 agent.run();
                 agent.join_jobs();
@@ -179,6 +180,7 @@ impl<'a> Agent<'a> {
     fn poll(&mut self) {
         match self.host.cache.repair_dead() {
             Ok(died) if !died.is_empty() => {
+                kill_point!("steward.repaired");
                 tracing::info!(
                     node = self.host.name,
                     died = died.len(),
@@ -231,11 +233,15 @@ impl<'a> Agent<'a> {
             Effect::Connect => self.connect(),
             Effect::Send(message) => self.send(&message),
             Effect::Beat { epoch, settled } => self.beat(epoch, settled),
-            Effect::StoreMandate { until_ns } => self.host.cache.set_mandate_until_ns(until_ns),
+            Effect::StoreMandate { until_ns } => {
+                kill_point!("steward.mandate");
+                self.host.cache.set_mandate_until_ns(until_ns);
+            }
             Effect::Publish(view) => {
                 if let Err(error) = self.host.publish(&view) {
                     tracing::error!(%error, "a view cannot be published");
                 }
+                kill_point!("steward.view");
                 self.links.tend(self.host, true);
             }
             Effect::RetireBook(server) => {
@@ -333,6 +339,7 @@ impl<'a> Agent<'a> {
         beat.links = self.links.report(&plan, self.clock.monotonic_ns());
         // The mandate counts from here (R8): nothing that takes time comes after this.
         beat.sent_ns = self.clock.monotonic_ns();
+        kill_point!("steward.beat");
         self.send(&ToDirector::Beat(beat));
     }
 

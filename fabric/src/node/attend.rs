@@ -140,7 +140,10 @@ fn recopy<'a>(
     if !holds(Rule::R11Moved) {
         Leaving::begin(host, plan, hold, info)?.land(host, hold)?;
     }
-    launch(host, hold, plan, &stamp_of(info), Cargo::Missing { same_since: None })
+    kill_point!("recopy.begun");
+    let flight = launch(host, hold, plan, &stamp_of(info), Cargo::Missing { same_since: None })?;
+    kill_point!("recopy.posted");
+    Ok(flight)
 }
 
 #[allow(clippy::large_enum_variant, reason = "boxing would allocate for every session")]
@@ -158,6 +161,7 @@ fn copied<'a>(
     mut flight: Flight<&Arc<Lane>>,
 ) -> Result<Next<'a>> {
     let reach = flight.land(host, hold)?;
+    kill_point!("recopy.landed");
     host.count(Counter::Recopies, u64::from(reach.pushes));
     if reach.copies < plan.copies_possible() {
         return Ok(Next::Ended(false));
@@ -197,6 +201,7 @@ impl<'a> Leaving<'a> {
                 match leaving.moves.post(host, hold, lane, PushKind::Bare, CellState::Moved)? {
                     Some(_) => leaving.done = false,
                     None => {
+                        kill_point!("recopy.moving");
                         leaving.places[posted] = Some(place.index);
                         posted += 1;
                     }
@@ -216,6 +221,7 @@ impl<'a> Leaving<'a> {
             }
         })?;
         for place in places.into_iter().flatten().filter(|_| free) {
+            kill_point!("recopy.moved");
             hold.free_place(place)?;
         }
         Ok(done)

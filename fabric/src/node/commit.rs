@@ -127,6 +127,7 @@ impl OpenSession {
             }
             Err(error) => return Err(error),
         };
+        kill_point!("commit.landed");
         self.facts.copies = reach.copies;
         if reach.short.is_some() {
             self.host.count(Counter::ShortCommits, 1);
@@ -143,7 +144,10 @@ impl OpenSession {
             let bytes = self.build(builder, self.facts.id, version)?;
             let hold = self.hold()?;
             hold.stage(bytes.len() as u32)?.copy_from_slice(bytes);
-            hold.publish(version, expiry_ms)
+            kill_point!("commit.staged");
+            hold.publish(version, expiry_ms)?;
+            kill_point!("commit.published");
+            Ok(())
         })
     }
 

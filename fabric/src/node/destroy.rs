@@ -70,6 +70,7 @@ pub(super) fn begin_expiry(host: &Host, hold: &mut Hold, info: &EntryInfo) -> Re
 pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Instant) -> Result<()> {
     let version = Version { counter: facts.version.counter + 1, ..facts.version };
     hold.remove(version)?;
+    kill_point!("destroy.removed");
     while bury(host, hold, deadline, true)? == Burial::Open {
         if Instant::now() >= deadline {
             host.count(Counter::Unprotected, 1);
@@ -120,6 +121,7 @@ pub(super) fn begin_burial(host: &Host, hold: &mut Hold, deadline: Instant) -> R
             None => open |= newest.view.server(server).is_some(),
         }
     }
+    kill_point!("destroy.posted");
     Ok(Burying { info, plan, tombstones, open })
 }
 
@@ -148,6 +150,7 @@ impl Burying {
     pub fn land(self, host: &Host, hold: &mut Hold, declare: bool) -> Result<Burial> {
         let Self { info, plan, mut tombstones, mut open } = self;
         tombstones.land(host, hold, |end| open |= end != End::Acked)?;
+        kill_point!("destroy.acked");
         let declare = declare || !plan.sealed_copies_exist();
         if info.adopted && declare && !declare_gone(host, &plan, &[(info.id, info.version)]) {
             open = true;

@@ -57,6 +57,7 @@ pub(super) fn fetch(host: &Host, cookie: &Cookie, deadline: Instant) -> Result<F
         match attempt {
             Ok(Attempt::Ended(fetched)) => return Ok(fetched),
             Ok(Attempt::Admitted(stamp)) => {
+                kill_point!("adopt.request");
                 settle_in(host, &plan, &mut hold, &stamp, deadline)?;
                 return Ok(Fetched::Hosted);
             }

@@ -17,6 +17,7 @@ use crate::rules::{Rule, holds};
 use crate::transport::{Link, TransportKind};
 use crate::view::{ServerEntry, View};
 use arc_swap::ArcSwap;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -177,6 +178,9 @@ pub struct Host {
     replaced: Condvar,
     /// Tells this process's agent that a link was lost.
     alarm: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    /// Of dead incarnations: how many sessions were left to other nodes at the last pass of adoption, and for
+    /// how many passes their number has been the same.
+    left: Mutex<HashMap<Incarnation, (usize, u32)>>,
 }
 
 impl Host {
@@ -199,7 +203,20 @@ impl Host {
             replacing: Mutex::new(()),
             replaced: Condvar::new(),
             alarm: OnceLock::new(),
+            left: Mutex::default(),
         }
+    }
+
+    /// Notes how many sessions of a dead incarnation a pass of adoption leaves to other nodes; how many passes
+    /// in a row before it have left as many.
+    pub fn leave_to_others(&self, dead: Incarnation, sessions: usize) -> u32 {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        let plan = self.plan();
+        left.retain(|incarnation, _| plan.view.dead.iter().any(|dead| dead.incarnation == *incarnation));
+        let (before, passes) = left.entry(dead).or_default();
+        *passes = if *before == sessions && sessions > 0 { *passes + 1 } else { 0 };
+        *before = sessions;
+        *passes
     }
 
     /// `alarm` is called when a link was lost, by whoever noticed; it must not block. The first one counts.

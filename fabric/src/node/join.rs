@@ -37,13 +37,17 @@ pub(super) fn join(attachment: &Attachment) -> Result<Joined> {
     let segments = format!("{}{}", config.segment_prefix(), attachment.name);
     // No process of an older life is left, or its cache is poisoned by this: only then the director may be
     // asked (R3).
+    kill_point!("start.locked");
     Cache::remove_stale(&segments, None)?;
     let (director, incarnation, view) = register(attachment)?;
+    kill_point!("start.registered");
     let spec = CacheSpec::from_config(config, &attachment.name, incarnation);
     let name = CacheSpec::segment_name(config, &attachment.name, incarnation);
     let host = host_of(attachment, Cache::create(&spec, &name, attachment.lock_file.clone())?);
     host.publish(&view)?;
+    kill_point!("start.created");
     write_current(attachment, &name)?;
+    kill_point!("start.current");
     tracing::info!(node = attachment.name, incarnation = incarnation.tag(), "joined as a new incarnation");
     Ok(Joined { host: Arc::new(host), director: Some(director) })
 }
@@ -114,8 +118,10 @@ pub(super) fn leave(attachment: &Attachment, host: Arc<Host>) -> Result<()> {
         return Ok(());
     }
     host.cache.poison();
+    kill_point!("leave.poisoned");
     let name = CacheSpec::segment_name(&attachment.config, &attachment.name, host.incarnation());
     Cache::unlink(&name)?;
+    kill_point!("leave.unlinked");
     if std::fs::read_to_string(current_path(attachment)).is_ok_and(|current| current.trim() == name) {
         // Missing is fine: that is what is wanted.
         let _ = std::fs::remove_file(current_path(attachment));

@@ -92,6 +92,7 @@ impl Opener {
             ErrorKind::OwnershipLost => Error::new(ErrorKind::Corrupt, Origin::Node, error.to_string()),
             _ => error,
         })?;
+        kill_point!("attach.linked");
         Ok((OpenedLink { link: Arc::new(link), lease, number: None, lifeline: None }, stream))
     }
 

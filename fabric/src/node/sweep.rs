@@ -237,6 +237,7 @@ fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
             let request = ToServer::ProcessGone { pid: slot.pid, link: slot.link };
             matches!(host.servers.call(server, &request), Ok(FromServer::Gone(true)))
         });
+        kill_point!("quarantine.asked");
         // A process that lives may copy into shared memory at any time; one whose queue pair is destroyed can
         // do nothing with that any more.
         let is_writer = |process: &ProcessInfo| process.id == slot.process && process.alive;
@@ -248,6 +249,7 @@ fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
             all = false;
             continue;
         }
+        kill_point!("quarantine.superseded");
         host.cache.release_quarantined(&slot);
         host.count(Counter::Quarantines, 1);
     }

@@ -281,7 +281,9 @@ fn begin(
         return Err(Error::new(ErrorKind::Unreachable, Origin::Node, "the link is broken"));
     }
     let push = hold.begin_push(lane.book, kind)?;
+    kill_point!("push.begun");
     let posted = post(hold, &*lane.link, &push, state, stamp);
+    kill_point!("push.posted");
     Ok((push, posted))
 }
 

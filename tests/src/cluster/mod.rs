@@ -251,12 +251,12 @@ impl Cluster {
     pub fn command(&self, name: &str) -> Result<Command> {
         let config = self.folder()?.config();
         if name == DIRECTOR {
-            let mut command = Command::new(self.product.director());
+            let mut command = self.product.daemon("selvage-director");
             command.arg("--config").arg(config);
             return Ok(command);
         }
         if self.config.server(name).is_some() {
-            let mut command = Command::new(self.product.server());
+            let mut command = self.product.daemon("selvage-server");
             command.arg("--config").arg(config).args(["--name", name]);
             return Ok(command);
         }

@@ -28,7 +28,8 @@ const CRATES: [(&str, &str, &[&str]); 7] = [
 const LAYERS: [&str; 6] = ["node", "cache", "transport", "control", "lease", "archive"];
 
 /// Modules that every layer may use, and what each of them may use itself.
-const BASE: [(&str, &[&str]); 8] = [
+const BASE: [(&str, &[&str]); 9] = [
+    ("kill", &[]),
     ("limits", &[]),
     ("error", &[]),
     ("rules", &[]),

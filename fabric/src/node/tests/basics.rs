@@ -4,6 +4,7 @@ use super::world::{World, change, create, find, number, open};
 use crate::archive::{Value, ValueRef};
 use crate::error::ErrorKind;
 use crate::ident::{Cookie, SessionId};
+use crate::node::claims;
 use crate::node::host::Counter;
 use crate::node::open::Found;
 use crate::node::{Ack, Short};
@@ -165,6 +166,29 @@ fn c7_survivors_adopt_in_the_background_and_the_set_can_be_released() {
         assert!(here.is_err() || there.is_err(), "two owners");
     }
     assert_eq!(n2.cache.stats().unwrap().safe[2] + n3.cache.stats().unwrap().safe[2], 600);
+}
+
+#[test]
+fn a_claim_that_a_killed_process_left_does_not_keep_a_session_from_being_adopted() {
+    let mut world = World::new(2, 3, 2);
+    let n1 = world.host("n1");
+    let cookies: Vec<_> = (0..8).map(|number| create(&n1, number).0).collect();
+    let dead = world.end_node("n1");
+    // A process of n2 claims them for requests, also those that fall to n3, and is gone before it has them.
+    let n2 = world.host("n2");
+    let ids: Vec<_> = cookies.iter().map(|cookie| cookie.id).collect();
+    let claimed = claims::claim(&n2, &n2.plan(), &ids).unwrap();
+    assert!(claimed.iter().all(|claimed| matches!(claimed, claims::Claimed::Ours(Some(_)))));
+    for _ in 0..10 {
+        world.adopt("n3", dead);
+        world.adopt("n2", dead);
+    }
+    for server in ["s1", "s2"] {
+        world.on_server(server, |server| assert_eq!(server.unsettled(dead), 0, "nobody adopts them"));
+    }
+    for (expected, cookie) in cookies.iter().enumerate() {
+        assert_eq!(number(&n2, cookie), Ok(expected as i64));
+    }
 }
 
 #[test]

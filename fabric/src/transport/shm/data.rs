@@ -55,6 +55,7 @@ impl ShmLink {
             if !self.mapping.copy_in(offset, archive) {
                 return Outcome::Failed(FailKind::Bounds);
             }
+            kill_point!("push.block");
         }
         let first = cell as usize / size_of::<AtomicU64>();
         let (words, _) = push.cell.as_chunks::<8>();
@@ -64,11 +65,16 @@ impl ShmLink {
         // Release: whoever sees a word of the cell sees the block (the scan has an Acquire fence behind its
         // look at the cells).
         fence(Ordering::Release);
-        for (target, bytes) in target.iter().zip(words) {
+        for (at, (target, bytes)) in target.iter().zip(words).enumerate() {
             target.store(u64::from_le_bytes(*bytes), Ordering::Relaxed);
+            if at == words.len() / 2 {
+                kill_point!("push.cell");
+            }
         }
+        kill_point!("push.written");
         // The handshake: cell, full fence, seal word.
         fence_full();
+        kill_point!("push.fenced");
         if self.is_sealed() && holds(Rule::R2SealByView) { Outcome::Sealed } else { Outcome::Acked }
     }
 }

@@ -1,0 +1,388 @@
+//! A web node's worker: works on the book's sessions as fast as it can, and compares all that it sees with
+//! the book. What contradicts it ends the process with an error.
+
+use crate::book::{Book, Mark, RECORDS, Record, State, THREADS, Wish};
+use selvage_fabric::archive::{Value, ValueRef};
+use selvage_fabric::error::{Error, ErrorKind};
+use selvage_fabric::ident::{Cookie, Incarnation, Version};
+use selvage_fabric::kill::BOARD_VARIABLE;
+use selvage_fabric::node::{Ack, AttachOptions, Node, OpenMode, Opened, Session};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Live sessions that all workers together want.
+const LIVE: usize = 120;
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// A node whose incarnation is over knows it after this time.
+const FIND_OUT: Duration = Duration::from_secs(4);
+
+/// Exit status of a worker that has seen something that must not be.
+pub const VIOLATION: u8 = 3;
+
+pub fn main(config: &Path, node: &str, index: usize) -> ExitCode {
+    // Whoever starts us may be killed, too.
+    let parent = rustix::process::getppid();
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
+    if rustix::process::getppid() != parent {
+        return ExitCode::FAILURE;
+    }
+    let book = Book::open(Path::new(&std::env::var_os(BOARD_VARIABLE).unwrap()));
+    let node = Node::attach(Some(config), Some(node), AttachOptions { wait: Duration::ZERO }).unwrap();
+    let says = std::env::var_os("SELVAGE_LOG").is_some();
+    let leave = AtomicBool::new(false);
+    let bad = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (book, node, leave, bad) = (&book, &node, &leave, &bad);
+            scope.spawn(move || {
+                let seed = u64::from(std::process::id()) << 8 | thread as u64;
+                let mut worker = Worker { book, node, index, thread, dice: seed, leave, audited: 0, says };
+                if let Err(violation) = worker.run() {
+                    eprintln!("VIOLATION: {violation}");
+                    bad.store(true, Ordering::SeqCst);
+                    // The others would go on; the test must know at once.
+                    std::process::exit(i32::from(VIOLATION));
+                }
+            });
+        }
+    });
+    match node.detach() {
+        Ok(()) if !bad.into_inner() => ExitCode::SUCCESS,
+        other => {
+            eprintln!("cannot leave: {other:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Worker<'a> {
+    book: &'a Book,
+    node: &'a Node,
+    index: usize,
+    thread: usize,
+    dice: u64,
+    leave: &'a AtomicBool,
+    /// The last audit that it has done.
+    audited: u64,
+    /// Whether errors are written to the log.
+    says: bool,
+}
+
+/// What must not be, in words.
+type Violation = String;
+
+impl Worker<'_> {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.dice >> 33) % bound
+    }
+
+    fn run(&mut self) -> Result<(), Violation> {
+        loop {
+            let (wish, number) = self.book.wish(self.index);
+            match wish {
+                Wish::Work => self.work()?,
+                Wish::Rest => {
+                    self.book.confirm(self.index, self.thread, number);
+                    std::thread::sleep(PAUSE);
+                }
+                Wish::Leave => {
+                    self.leave.store(true, Ordering::SeqCst);
+                    return Ok(());
+                }
+                Wish::Audit => {
+                    if self.thread == 0 && self.audited != number {
+                        self.audit(number)?;
+                        self.audited = number;
+                    }
+                    self.book.confirm(self.index, self.thread, number);
+                    std::thread::sleep(PAUSE);
+                }
+            }
+        }
+    }
+
+    fn work(&mut self) -> Result<(), Violation> {
+        let record = self.book.record(self.below(RECORDS as u64) as usize);
+        let mark = record.mark();
+        match mark.state {
+            State::Taken => return Ok(()),
+            State::Empty if self.live() < LIVE => self.create(record, mark),
+            State::Empty => return Ok(()),
+            State::Doubt => self.resolve(record, mark),
+            State::Gone => self.look_for_ghosts(record, mark)?,
+            State::Live => match self.below(40) {
+                0 => self.destroy(record, mark)?,
+                1..10 => self.read(record, mark)?,
+                _ => self.change(record, mark)?,
+            },
+        }
+        self.book.operations().fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn live(&self) -> usize {
+        self.book.records().filter(|record| record.mark().state == State::Live).count()
+    }
+
+    fn taken(&self, mark: Mark) -> Mark {
+        Mark { state: State::Taken, worker: self.index as u64, ..mark }
+    }
+
+    /// An error of an operation: nothing that must not be, but counted.
+    fn failed(&self, error: &Error) {
+        if self.says {
+            eprintln!("failed: {error}");
+        }
+        self.book.failures().fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(PAUSE);
+    }
+
+    fn create(&mut self, record: Record, mark: Mark) {
+        let taken = self.taken(mark);
+        if !record.pass(mark, taken) {
+            return;
+        }
+        let created = self.node.create(None).and_then(|mut session| {
+            record.set_cookie(&session.cookie());
+            record.sent().store(1, Ordering::SeqCst);
+            record.acked().store(0, Ordering::SeqCst);
+            write(&mut session, 1)?;
+            session.commit(Ack::All)
+        });
+        let state = match created {
+            Ok(committed) => {
+                self.enter(record, u64::from(committed.copies), 1);
+                State::Live
+            }
+            Err(error) => {
+                self.failed(&error);
+                State::Doubt
+            }
+        };
+        record.pass(taken, Mark { state, life: mark.life + 1, ..taken });
+    }
+
+    fn enter(&self, record: Record, copies: u64, number: u64) {
+        if copies >= self.book.copies_that_count().load(Ordering::SeqCst).max(1) {
+            record.acked().fetch_max(number, Ordering::SeqCst);
+            self.book.acks().fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens a session that must be there. `None`: not here, or not now.
+    fn open(&self, record: Record, mark: Mark, mode: OpenMode) -> Result<Option<Session>, Violation> {
+        let (cookie, acked) = (record.cookie(), record.acked().load(Ordering::SeqCst));
+        let is_same = || record.mark() == mark;
+        let here = self.node.incarnation();
+        if !is_same() {
+            return Ok(None);
+        }
+        match self.node.open(&cookie, mode) {
+            Ok(Opened::Session(session)) => {
+                let (number, sent) = (number(&session), record.sent().load(Ordering::SeqCst));
+                if !is_same() {
+                    return Ok(None);
+                }
+                let number = number.map_err(|why| format!("session {}: {why}", cookie.id))?;
+                if number < acked || number > sent {
+                    let (version, host) = (session.version(), session.cookie().host);
+                    drop(session);
+                    let what = format!("{number}, but {acked} was acked and {sent} sent");
+                    let what = format!("session {} says {what}, at {version} in {}", cookie.id, host.tag());
+                    return self.unless_over(host, what).map(|()| None);
+                }
+                if session.cookie().host != cookie.host {
+                    self.book.adopted().fetch_add(1, Ordering::Relaxed);
+                    record.set_host(session.cookie().host);
+                }
+                Ok(Some(session))
+            }
+            // The cookie stays as it is: only the new host gives another.
+            Ok(Opened::Elsewhere(_)) => Ok(None),
+            Ok(Opened::Missing) if is_same() && acked > 0 => {
+                let what = format!("session {} is lost: {acked} was acked", cookie.id);
+                self.unless_over(here.unwrap_or(Incarnation::NONE), what).map(|()| None)
+            }
+            Ok(Opened::Missing) => {
+                record.pass(mark, Mark { state: State::Doubt, ..mark });
+                Ok(None)
+            }
+            Err(error) if error.kind == ErrorKind::Corrupt => {
+                Err(format!("session {} is corrupt: {error}", cookie.id))
+            }
+            Err(error) => {
+                self.failed(&error);
+                Ok(None)
+            }
+        }
+    }
+
+    /// A node that is over may not know it yet, and then says what was true before. Behind a director nobody hears
+    /// it: its connections are cut. Here it is given the time to find out.
+    fn unless_over(&self, host: Incarnation, what: Violation) -> Result<(), Violation> {
+        let deadline = Instant::now() + FIND_OUT;
+        while Instant::now() < deadline {
+            if self.node.incarnation() != Some(host) {
+                return Ok(());
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Err(what)
+    }
+
+    fn read(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
+        self.open(record, mark, OpenMode::ReadOnly).map(drop)
+    }
+
+    fn change(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
+        let Some(mut session) = self.open(record, mark, OpenMode::Exclusive)? else { return Ok(()) };
+        let next = number(&session)? + 1;
+        record.sent().fetch_max(next, Ordering::SeqCst);
+        match write(&mut session, next).and_then(|()| session.commit(Ack::All)) {
+            Ok(committed) => self.enter(record, u64::from(committed.copies), next),
+            Err(error) => self.failed(&error),
+        }
+        Ok(())
+    }
+
+    fn destroy(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
+        let Some(session) = self.open(record, mark, OpenMode::Exclusive)? else { return Ok(()) };
+        let taken = self.taken(mark);
+        if !record.pass(mark, taken) {
+            return Ok(());
+        }
+        let version = session.version();
+        let state = match session.destroy() {
+            Ok(()) => {
+                self.note_end(record, 1, version);
+                self.book.destroyed().fetch_add(1, Ordering::Relaxed);
+                State::Gone
+            }
+            Err(error) => {
+                self.failed(&error);
+                State::Doubt
+            }
+        };
+        record.pass(taken, Mark { state, ..taken });
+        Ok(())
+    }
+
+    /// How a session ended, for whoever finds it again: destroyed (1), destroyed in doubt (2), not found (3).
+    fn note_end(&self, record: Record, how: u64, version: Version) {
+        let word = how << 60 | u64::from(version.epoch) << 32 | version.counter;
+        record.ended().store(word, Ordering::SeqCst);
+        let here = self.node.incarnation().unwrap_or(Incarnation::NONE);
+        record.ended_at().store(here.0, Ordering::SeqCst);
+    }
+
+    /// What is in doubt is destroyed.
+    fn resolve(&mut self, record: Record, mark: Mark) {
+        let taken = self.taken(mark);
+        if !record.pass(mark, taken) {
+            return;
+        }
+        let destroyed = match self.node.open(&record.cookie(), OpenMode::Exclusive) {
+            Ok(Opened::Session(session)) => {
+                let version = session.version();
+                session.destroy().map(|()| self.note_end(record, 2, version)).map(|()| true)
+            }
+            Ok(Opened::Missing) => {
+                self.note_end(record, 3, Version::default());
+                Ok(true)
+            }
+            Ok(Opened::Elsewhere(_)) => Ok(false),
+            Err(error) => Err(error),
+        };
+        let state = match destroyed {
+            Ok(true) => State::Gone,
+            Ok(false) => State::Doubt,
+            Err(error) => {
+                self.failed(&error);
+                State::Doubt
+            }
+        };
+        record.pass(taken, Mark { state, ..taken });
+    }
+
+    /// Gone is gone, whoever is asked; then the page can be used again.
+    fn look_for_ghosts(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
+        let taken = self.taken(mark);
+        if !record.pass(mark, taken) {
+            return Ok(());
+        }
+        let cookie = record.cookie();
+        let state = match self.node.open(&cookie, OpenMode::ReadOnly) {
+            Ok(Opened::Session(session)) => {
+                let (ended, host) = (record.ended().load(Ordering::SeqCst), session.cookie().host);
+                let version = session.version();
+                drop(session);
+                let what = format!(
+                    "session {} is back at version {}, opened as of {} at {}; its end was {} at {}.{}, as of {}",
+                    cookie.id,
+                    version,
+                    cookie.host.tag(),
+                    host.tag(),
+                    ended >> 60,
+                    ended >> 32 & 0xff_ffff,
+                    ended & 0xffff_ffff,
+                    Incarnation(record.ended_at().load(Ordering::SeqCst)).tag(),
+                );
+                self.unless_over(host, what)?;
+                State::Gone
+            }
+            Ok(Opened::Missing) if self.below(4) == 0 => State::Empty,
+            Ok(Opened::Missing) => State::Gone,
+            Ok(Opened::Elsewhere(_)) => State::Gone,
+            Err(error) => {
+                self.failed(&error);
+                State::Gone
+            }
+        };
+        record.pass(taken, Mark { state, ..taken });
+        Ok(())
+    }
+
+    /// Opens every session that must be there, and says of those that are here that they were found.
+    fn audit(&mut self, wish: u64) -> Result<(), Violation> {
+        for record in self.book.records() {
+            while record.mark().state == State::Live && self.book.wish(self.index).1 == wish {
+                let mark = record.mark();
+                let cookie: Cookie = record.cookie();
+                match self.node.open(&cookie, OpenMode::ReadOnly) {
+                    Ok(Opened::Elsewhere(_)) => break,
+                    _ => {
+                        if self.open(record, mark, OpenMode::ReadOnly)?.is_some() {
+                            record.found().fetch_add(1, Ordering::SeqCst);
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The text that belongs to a number: of different lengths, and wrong if one byte is another's.
+fn text(number: u64) -> String {
+    format!("{number};").repeat(1 + (number * 7919 % 90) as usize)
+}
+
+fn write(session: &mut Session, number: u64) -> selvage_fabric::error::Result<()> {
+    session.set("n", Value::I64(number.cast_signed()))?;
+    session.set("text", Value::Text(text(number)))
+}
+
+/// The number of a session whose attributes fit together.
+fn number(session: &Session) -> Result<u64, Violation> {
+    let Some(ValueRef::I64(number)) = session.get("n") else { return Err("it has no number".into()) };
+    let number = number.cast_unsigned();
+    match session.get("text") {
+        Some(ValueRef::Text(found)) if found == text(number) => Ok(number),
+        other => Err(format!("it says {number}, and its text is another version's: {other:?}")),
+    }
+}
