@@ -12,4 +12,6 @@ pub mod cluster;
 pub mod guest;
 pub mod load;
 pub mod product;
+pub mod soak;
 pub mod stage;
+pub mod strikes;

@@ -154,6 +154,11 @@ impl Load {
         locked(&self.shared.failures).len()
     }
 
+    /// The request that failed last, if one has.
+    pub fn newest_failure(&self) -> Option<Failure> {
+        locked(&self.shared.failures).last().cloned()
+    }
+
     /// Time from `since` until the first session of the node incarnation `from` was served by another one.
     pub fn first_moved(&self, from: Incarnation, since: Instant) -> Option<Duration> {
         let moves = locked(&self.shared.moves);

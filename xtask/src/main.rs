@@ -9,6 +9,7 @@ mod rdma;
 mod run;
 mod setup;
 mod sim;
+mod soak;
 mod test;
 mod tidy;
 
@@ -45,6 +46,8 @@ enum Command {
     Model,
     /// Simulate whole clusters with faults, many seeds of a minute each, and check what they promised
     Sim(sim::Arguments),
+    /// A cluster under load for a long time, while everything happens to it in turn
+    Soak(soak::Arguments),
     /// Run everything that a change must pass
     Ci,
     /// Check the rules on structure that no compiler knows
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Loom => proofs::loom(),
         Command::Model => proofs::model(),
         Command::Sim(arguments) => sim::main(&arguments),
+        Command::Soak(arguments) => soak::main(&arguments),
         Command::Ci => ci::main(),
         Command::Tidy => tidy::main(),
     };

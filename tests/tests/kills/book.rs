@@ -17,6 +17,8 @@ pub const WORKERS: usize = 6;
 pub const THREADS: usize = 2;
 const HEAD: usize = 64;
 const WORDS: usize = 9;
+/// Bits of a number; above them is the life of the record.
+const LIFE_SHIFT: u32 = 32;
 
 /// What a record is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -182,14 +184,30 @@ impl Record {
         self.words[3].store(host.0, Ordering::SeqCst);
     }
 
-    /// The highest number that anybody tried to write.
-    pub fn sent(&self) -> &AtomicU64 {
-        &self.words[4]
+    /// A new session begins in the record.
+    pub fn begin(&self, life: u64) {
+        self.words[4].store(life << LIFE_SHIFT, Ordering::SeqCst);
+        self.words[5].store(life << LIFE_SHIFT, Ordering::SeqCst);
+    }
+
+    /// The highest number that anybody tried to write in a life of the record.
+    pub fn sent(&self, life: u64) -> u64 {
+        number_of(&self.words[4], life)
+    }
+
+    /// Somebody tries to write a number. What comes too late, for an earlier life, changes nothing.
+    pub fn send(&self, life: u64, number: u64) {
+        self.words[4].fetch_max(life << LIFE_SHIFT | number, Ordering::SeqCst);
     }
 
     /// The highest number that was acked.
-    pub fn acked(&self) -> &AtomicU64 {
-        &self.words[5]
+    pub fn acked(&self, life: u64) -> u64 {
+        number_of(&self.words[5], life)
+    }
+
+    /// A number was acked.
+    pub fn ack(&self, life: u64, number: u64) {
+        self.words[5].fetch_max(life << LIFE_SHIFT | number, Ordering::SeqCst);
     }
 
     /// How it ended, and in which life of a node, for people.
@@ -205,4 +223,10 @@ impl Record {
     pub fn found(&self) -> &AtomicU64 {
         &self.words[6]
     }
+}
+
+/// The number in a word, if the word is of that life.
+fn number_of(word: &AtomicU64, life: u64) -> u64 {
+    let word = word.load(Ordering::SeqCst);
+    if word >> LIFE_SHIFT == life { word & ((1 << LIFE_SHIFT) - 1) } else { 0 }
 }

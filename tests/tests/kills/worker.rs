@@ -148,14 +148,14 @@ impl Worker<'_> {
         }
         let created = self.node.create(None).and_then(|mut session| {
             record.set_cookie(&session.cookie());
-            record.sent().store(1, Ordering::SeqCst);
-            record.acked().store(0, Ordering::SeqCst);
+            record.begin(mark.life + 1);
+            record.send(mark.life + 1, 1);
             write(&mut session, 1)?;
             session.commit(Ack::All)
         });
         let state = match created {
             Ok(committed) => {
-                self.enter(record, u64::from(committed.copies), 1);
+                self.enter(record, mark.life + 1, committed.copies, 1);
                 State::Live
             }
             Err(error) => {
@@ -166,16 +166,16 @@ impl Worker<'_> {
         record.pass(taken, Mark { state, life: mark.life + 1, ..taken });
     }
 
-    fn enter(&self, record: Record, copies: u64, number: u64) {
-        if copies >= self.book.copies_that_count().load(Ordering::SeqCst).max(1) {
-            record.acked().fetch_max(number, Ordering::SeqCst);
+    fn enter(&self, record: Record, life: u64, copies: u32, number: u64) {
+        if u64::from(copies) >= self.book.copies_that_count().load(Ordering::SeqCst).max(1) {
+            record.ack(life, number);
             self.book.acks().fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Opens a session that must be there. `None`: not here, or not now.
     fn open(&self, record: Record, mark: Mark, mode: OpenMode) -> Result<Option<Session>, Violation> {
-        let (cookie, acked) = (record.cookie(), record.acked().load(Ordering::SeqCst));
+        let (cookie, acked) = (record.cookie(), record.acked(mark.life));
         let is_same = || record.mark() == mark;
         let here = self.node.incarnation();
         if !is_same() {
@@ -183,7 +183,7 @@ impl Worker<'_> {
         }
         match self.node.open(&cookie, mode) {
             Ok(Opened::Session(session)) => {
-                let (number, sent) = (number(&session), record.sent().load(Ordering::SeqCst));
+                let (number, sent) = (number(&session), record.sent(mark.life));
                 if !is_same() {
                     return Ok(None);
                 }
@@ -241,9 +241,9 @@ impl Worker<'_> {
     fn change(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
         let Some(mut session) = self.open(record, mark, OpenMode::Exclusive)? else { return Ok(()) };
         let next = number(&session)? + 1;
-        record.sent().fetch_max(next, Ordering::SeqCst);
+        record.send(mark.life, next);
         match write(&mut session, next).and_then(|()| session.commit(Ack::All)) {
-            Ok(committed) => self.enter(record, u64::from(committed.copies), next),
+            Ok(committed) => self.enter(record, mark.life, committed.copies, next),
             Err(error) => self.failed(&error),
         }
         Ok(())

@@ -1,0 +1,165 @@
+//! A cluster under load for a long time, while everything happens to it, again and again: nothing acked may be
+//! lost, no planned restart may cost a request, and nothing may grow.
+//!
+//! Used by `cargo x soak`. All kinds of [`Strike`] come in turn, in an order that a seed decides; after each the
+//! cluster must be whole again, and then its processes are weighed: private memory, descriptors, shared
+//! memory. What is not as it must be is a panic.
+
+use crate::admin::AdminView;
+use crate::cluster::segments;
+use crate::load::{Load, Plan};
+use crate::stage::Stage;
+use crate::strikes::{Dice, Strike};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+const SESSIONS: usize = 300;
+const CONNECTIONS: usize = 16;
+const COPIES: u32 = 2;
+/// Growth of all processes together that is none: allocators and caches fill up, and connections come and go.
+const SLACK_BYTES: u64 = 48 << 20;
+/// The same in descriptors.
+const SLACK_DESCRIPTORS: u64 = 96;
+/// Requests that were under way when something planned began have ended after this time.
+const SETTLED: Duration = Duration::from_millis(200);
+
+/// What the cluster weighs at rest.
+#[derive(Debug, Clone, Copy, Default)]
+struct Weight {
+    processes: u64,
+    /// Memory that belongs to one process alone.
+    private_bytes: u64,
+    descriptors: u64,
+    /// Cache segments.
+    segments: u64,
+    segment_bytes: u64,
+    /// Leases, as the servers say.
+    lease_bytes: u64,
+}
+
+/// One kind of event, over the whole run.
+#[derive(Debug, Default)]
+struct Line {
+    times: u64,
+    failed: u64,
+    slowest: Duration,
+}
+
+/// Runs for so long; whole turns of all kinds, so a little longer. Prints as it goes, and a table at the end.
+///
+/// # Panics
+/// If something is lost, fails or grows.
+pub async fn run(time: Duration, seed: u64) {
+    println!("seed {seed}, {} s; 3 nodes, 3 servers, {SESSIONS} sessions", time.as_secs());
+    let mut dice = Dice(seed);
+    let mut stage = Stage::new(3, 3, COPIES).await;
+    let plan = Plan { sessions: SESSIONS, connections: CONNECTIONS, think: Duration::from_millis(5) };
+    let load = Load::start(stage.address(), plan).await.unwrap();
+    let began = Instant::now();
+    let mut lines: BTreeMap<String, Line> = BTreeMap::new();
+    // By turns: each ends with the same kinds of events behind it.
+    let mut weights: Vec<Weight> = Vec::new();
+    while began.elapsed() < time {
+        let mut turn = Strike::ALL;
+        dice.shuffle(&mut turn);
+        for strike in turn {
+            one(&mut stage, &mut dice, &load, strike, began, &mut lines).await;
+        }
+        let view = rest(&stage).await;
+        weights.push(weigh(&stage, &view));
+        println!("turn {}: {:?}", weights.len(), weights[weights.len() - 1]);
+    }
+    let ledger = load.stop().await.unwrap();
+    let verdict = ledger.verify(stage.address(), CONNECTIONS).await.unwrap();
+    println!("{:32} {:>6} {:>7} {:>12}", "what", "times", "failed", "slowest, ms");
+    for (what, line) in &lines {
+        println!("{what:32} {:6} {:7} {:12}", line.times, line.failed, line.slowest.as_millis());
+    }
+    println!("{} requests, {} failed, {verdict:?}", ledger.requests, ledger.failures.len());
+    assert!(verdict.is_clean(), "seed {seed}: {verdict:?}");
+    assert_eq!(verdict.sessions, SESSIONS as u64);
+    check(&weights);
+    let view = rest(&stage).await;
+    assert_eq!(view.sessions(), SESSIONS as u64, "no session is hosted twice, and none is forgotten");
+    stage.end();
+}
+
+async fn one(
+    stage: &mut Stage,
+    dice: &mut Dice,
+    load: &Load,
+    strike: Strike,
+    began: Instant,
+    lines: &mut BTreeMap<String, Line>,
+) {
+    rest(stage).await;
+    tokio::time::sleep(SETTLED).await;
+    let (start, failed) = (Instant::now(), load.failed());
+    let what = strike.happen(stage, dice, SESSIONS).await;
+    rest(stage).await;
+    let took = start.elapsed();
+    tokio::time::sleep(SETTLED).await;
+    let failed = load.failed() - failed;
+    println!(
+        "{:4} s: {what}: whole after {} ms, {failed} failed",
+        began.elapsed().as_secs(),
+        took.as_millis()
+    );
+    assert!(
+        failed == 0 || !strike.spares_all_requests(),
+        "{what}: {failed} requests failed: {:?}",
+        load.newest_failure()
+    );
+    let line = lines.entry(format!("{strike:?}")).or_default();
+    line.times += 1;
+    line.failed += failed as u64;
+    line.slowest = line.slowest.max(took);
+}
+
+/// Waits until everybody is up, every session has its copies, and nothing of the dead is kept.
+async fn rest(stage: &Stage) -> AdminView {
+    let members = stage.nodes().len() as u64;
+    let lease = stage.config().memory.lease_bytes;
+    let good = |view: &AdminView| {
+        view.protects(SESSIONS as u64, COPIES)
+            && view.nodes.iter().all(|node| node.state == "up")
+            && view.servers.iter().all(|server| server.state == "up")
+            // One lease of each node, and none of the dead.
+            && view.servers.iter().all(|server| (members * lease..(members + 1) * lease).contains(&server.bytes))
+    };
+    stage.until("whole and at rest", good).await
+}
+
+fn weigh(stage: &Stage, view: &AdminView) -> Weight {
+    let files = segments(&stage.config().segment_prefix());
+    let mut weight = Weight {
+        segments: files.len() as u64,
+        segment_bytes: files.iter().filter_map(|file| file.metadata().ok()).map(|meta| meta.len()).sum(),
+        lease_bytes: view.servers.iter().map(|server| server.bytes).sum(),
+        ..Weight::default()
+    };
+    for name in stage.member_names() {
+        for pid in stage.process(&name).unwrap().pids() {
+            weight.processes += 1;
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let private = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+            let private = private.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+            weight.private_bytes += private.unwrap_or(0) * 1024;
+            weight.descriptors +=
+                std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count) as u64;
+        }
+    }
+    weight
+}
+
+/// The first turn warms up. After it nothing grows, however often all that came again.
+fn check(weights: &[Weight]) {
+    let (Some(first), Some(last)) = (weights.first(), weights.last()) else { panic!("no turn has ended") };
+    assert_eq!(last.processes, first.processes, "processes");
+    assert_eq!((last.segments, last.segment_bytes), (3, first.segment_bytes), "cache segments");
+    assert_eq!(last.lease_bytes, first.lease_bytes, "leases");
+    let (bytes, most) = (last.private_bytes, first.private_bytes + SLACK_BYTES);
+    assert!(bytes <= most, "private memory has grown: {first:?} to {last:?}");
+    let (descriptors, most) = (last.descriptors, first.descriptors + SLACK_DESCRIPTORS);
+    assert!(descriptors <= most, "descriptors have grown: {first:?} to {last:?}");
+}
