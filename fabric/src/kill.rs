@@ -1,9 +1,10 @@
 //! Kill points: the named steps at which tests end or stop a process.
 //!
-//! `kill_point!("push.cell")` is nothing but a check of the name, unless the feature `kill-points` is on, which is
-//! for tests only. Then a process that finds [`BOARD_VARIABLE`] in its environment maps the *board* that it
-//! names, a file shared by all processes of a test: it counts each pass of each point there, and when a pass
-//! uses up an order that the test has put there, the process sends SIGKILL or SIGSTOP to itself, right there.
+//! `kill_point!("push.cell")` is nothing but a check of the name, unless the feature `kill-points` is on,
+//! which is for tests only. Then a process that finds [`BOARD_VARIABLE`] in its environment maps the *board*
+//! that it names, a file shared by all processes of a test: it counts each pass of each point there, and when
+//! a pass uses up an order that the test has put there, the process sends SIGKILL or SIGSTOP to itself, right
+//! there.
 //!
 //! Invariant: [`POINTS`] is the only list of names; a point of another name does not compile, and the tests
 //! fail for a name that no process passes. Callers: the steps themselves, in all crates; `tests/kills`.

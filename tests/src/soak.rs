@@ -1,8 +1,8 @@
-//! A cluster under load for a long time, while everything happens to it, again and again: nothing acked may be
-//! lost, no planned restart may cost a request, and nothing may grow.
+//! A cluster under load for a long time, while everything happens to it, again and again: nothing acked may
+//! be lost, no planned restart may cost a request, and nothing may grow.
 //!
-//! Used by `cargo x soak`. All kinds of [`Strike`] come in turn, in an order that a seed decides; after each the
-//! cluster must be whole again, and then its processes are weighed: private memory, descriptors, shared
+//! Used by `cargo x soak`. All kinds of [`Strike`] come in turn, in an order that a seed decides; after each
+//! the cluster must be whole again, and then its processes are weighed: private memory, descriptors, shared
 //! memory. What is not as it must be is a panic.
 
 use crate::admin::AdminView;
@@ -120,12 +120,13 @@ async fn one(
 async fn rest(stage: &Stage) -> AdminView {
     let members = stage.nodes().len() as u64;
     let lease = stage.config().memory.lease_bytes;
+    let leases = members * lease..(members + 1) * lease;
     let good = |view: &AdminView| {
         view.protects(SESSIONS as u64, COPIES)
             && view.nodes.iter().all(|node| node.state == "up")
             && view.servers.iter().all(|server| server.state == "up")
             // One lease of each node, and none of the dead.
-            && view.servers.iter().all(|server| (members * lease..(members + 1) * lease).contains(&server.bytes))
+            && view.servers.iter().all(|server| leases.contains(&server.bytes))
     };
     stage.until("whole and at rest", good).await
 }

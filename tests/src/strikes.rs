@@ -1,8 +1,8 @@
-//! What can happen to a cluster, in an order that a seed decides: deaths, pauses, drains and planned restarts, and
-//! what an operator does about them.
+//! What can happen to a cluster, in an order that a seed decides: deaths, pauses, drains and planned
+//! restarts, and what an operator does about them.
 //!
-//! Used by the end-to-end test `chaos` and by `cargo x soak`. As in [`crate::stage`], what is not as it must be is
-//! a panic.
+//! Used by the end-to-end test `chaos` and by `cargo x soak`. As in [`crate::stage`], what is not as it must
+//! be is a panic.
 
 use crate::cluster::DIRECTOR;
 use crate::stage::Stage;

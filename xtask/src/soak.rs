@@ -1,4 +1,5 @@
-//! `cargo x soak`: a cluster under load, with deaths, pauses, drains and planned restarts of everything in turn.
+//! `cargo x soak`: a cluster under load, with deaths, pauses, drains and planned restarts of everything in
+//! turn.
 
 use crate::run::runtime;
 use crate::setup;

@@ -2,6 +2,8 @@
 //!
 //! Words, in this order: passes, order, victim of each point; then as many as the test wants for itself.
 //! All are atomics in a file that outlives every process of the test.
+//!
+//! Unsafe code: the mapping of that file.
 
 use super::{BOARD_VARIABLE, POINTS};
 use rustix::fs::{Mode, OFlags};

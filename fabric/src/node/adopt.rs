@@ -20,9 +20,9 @@ use std::sync::Arc;
 /// Sessions that are claimed and fetched together.
 const BATCH: usize = 256;
 
-/// When so many passes in a row have left the same number of sessions to other nodes, this node takes them, too:
-/// a process of it that died between claim and adoption, for a request, leaves a claim that keeps all others
-/// away.
+/// When so many passes in a row have left the same number of sessions to other nodes, this node takes them,
+/// too: a process of it that died between claim and adoption, for a request, leaves a claim that keeps all
+/// others away.
 const STALLED: u32 = 8;
 
 /// What a pass of adoption left.

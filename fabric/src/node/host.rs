@@ -207,8 +207,8 @@ impl Host {
         }
     }
 
-    /// Notes how many sessions of a dead incarnation a pass of adoption leaves to other nodes; how many passes
-    /// in a row before it have left as many.
+    /// Notes how many sessions of a dead incarnation a pass of adoption leaves to other nodes; how many
+    /// passes in a row before it have left as many.
     pub fn leave_to_others(&self, dead: Incarnation, sessions: usize) -> u32 {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let plan = self.plan();

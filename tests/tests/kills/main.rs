@@ -1,12 +1,14 @@
-//! Real processes are killed (SIGKILL) or stopped for longer than every timeout (SIGSTOP, then SIGCONT) at each
-//! named step of push, commit, lock, allocate, adopt, re-copy, seal, steward hand-over, attach and start-up:
-//! `selvage_fabric::kill::POINTS` has the names.
+//! Real processes are killed (SIGKILL) or stopped for longer than every timeout (SIGSTOP, then SIGCONT) at
+//! each named step of push, commit, lock, allocate, adopt, re-copy, seal, steward hand-over, attach and
+//! start-up: `selvage_fabric::kill::POINTS` has the names.
 //!
 //! This program is all of them: the test, and, called with a role, one process of it: `selvage-server`,
-//! `selvage-director`, or a web node's `worker`, which has no web server around it and works on sessions as fast
-//! as it can. What the sessions must be stands in a book of shared memory, which outlives whoever writes it.
+//! `selvage-director`, or a web node's `worker`, which has no web server around it and works on sessions as
+//! fast as it can. What the sessions must be stands in a book of shared memory, which outlives whoever writes
+//! it.
 //!
-//! `SELVAGE_KILLS=5000 cargo test -p selvage-tests --test kills` makes it longer, `SELVAGE_SEED` repeats an order.
+//! `SELVAGE_KILLS=5000 cargo test -p selvage-tests --test kills` makes it longer, `SELVAGE_SEED` repeats an
+//! order.
 
 mod book;
 mod field;

@@ -288,9 +288,9 @@ impl Run {
         }
         let (kills, stops, deaths) = (self.kills(), self.stopped, self.field.deaths);
         println!(
-            "{kills} kills at {} points, {stops} stops, {deaths} deaths in all, in {:.1} s; {operations} operations, \
-             {acks} acked changes, {destroyed} destroyed, {adopted} seen to move, {failures} errors; {live} sessions \
-             at the end, none lost",
+            "{kills} kills at {} points, {stops} stops, {deaths} deaths in all, in {:.1} s; {operations} \
+             operations, {acks} acked changes, {destroyed} destroyed, {adopted} seen to move, \
+             {failures} errors; {live} sessions at the end, none lost",
             POINTS.len(),
             began.elapsed().as_secs_f64(),
         );

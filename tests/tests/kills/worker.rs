@@ -221,8 +221,8 @@ impl Worker<'_> {
         }
     }
 
-    /// A node that is over may not know it yet, and then says what was true before. Behind a director nobody hears
-    /// it: its connections are cut. Here it is given the time to find out.
+    /// A node that is over may not know it yet, and then says what was true before. Behind a director nobody
+    /// hears it: its connections are cut. Here it is given the time to find out.
     fn unless_over(&self, host: Incarnation, what: Violation) -> Result<(), Violation> {
         let deadline = Instant::now() + FIND_OUT;
         while Instant::now() < deadline {
@@ -321,7 +321,7 @@ impl Worker<'_> {
                 let version = session.version();
                 drop(session);
                 let what = format!(
-                    "session {} is back at version {}, opened as of {} at {}; its end was {} at {}.{}, as of {}",
+                    "session {} is back at version {}, opened as of {} at {}; its end was {} at {}.{}, in {}",
                     cookie.id,
                     version,
                     cookie.host.tag(),
