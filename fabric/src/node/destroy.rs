@@ -71,6 +71,20 @@ pub(super) fn entomb(host: &Host, hold: &mut Hold, facts: &Facts, deadline: Inst
     let version = Version { counter: facts.version.counter + 1, ..facts.version };
     hold.remove(version)?;
     kill_point!("destroy.removed");
+    finish(host, hold, deadline)
+}
+
+/// Whether a tombstone entry needs nothing more before it may be said that the session is gone.
+pub(super) fn is_finished(host: &Host, hold: &Hold) -> Result<bool> {
+    let (plan, info) = (host.plan(), hold.info()?);
+    let declared = !(info.adopted && plan.sealed_copies_exist());
+    Ok(declared && due_servers(&plan, hold, &info)?.is_empty())
+}
+
+/// Buries a tombstone entry, waiting for its servers: also one that somebody else made and could not bury,
+/// who may have been killed at it. Before that nobody may be told that the session is gone: if this node
+/// dies, its copies would bring it back.
+pub(super) fn finish(host: &Host, hold: &mut Hold, deadline: Instant) -> Result<()> {
     while bury(host, hold, deadline, true)? == Burial::Open {
         if Instant::now() >= deadline {
             host.count(Counter::Unprotected, 1);

@@ -127,7 +127,15 @@ pub(super) fn granted(
     let info = hold.info()?;
     match info.state {
         EntryState::Live => {}
-        EntryState::Gone => return Ok(Some(Found::Missing)),
+        EntryState::Gone => {
+            if !destroy::is_finished(host, &hold)? {
+                if !may_block && !can_end_at_once(host, info.adopted) {
+                    return Ok(None);
+                }
+                destroy::finish(host, &mut hold, host.deadline())?;
+            }
+            return Ok(Some(Found::Missing));
+        }
         // Its fetch failed: it disappears with this hold.
         EntryState::Adopting => return Ok(None),
     }
@@ -340,7 +348,8 @@ fn can_end_at_once(host: &Host, adopted: bool) -> bool {
 pub(super) fn must_block(host: &Host, hold: &Hold) -> Result<bool> {
     let info = hold.info()?;
     if info.state != EntryState::Live {
-        return Ok(false);
+        let open = info.state == EntryState::Gone && !destroy::is_finished(host, hold)?;
+        return Ok(open && !can_end_at_once(host, info.adopted));
     }
     if is_expired(host, &info) {
         return Ok(!can_end_at_once(host, info.adopted));

@@ -192,6 +192,24 @@ fn a_claim_that_a_killed_process_left_does_not_keep_a_session_from_being_adopted
 }
 
 #[test]
+fn nobody_is_told_that_a_session_is_gone_before_its_copies_are() {
+    let mut world = World::new(2, 2, 2);
+    let n1 = world.host("n1");
+    let (cookie, committed) = create(&n1, 7);
+    // Whoever destroys it is killed when the cache has the tombstone and no server has.
+    {
+        let crate::cache::Opened::Granted(mut hold) = n1.cache.open_exclusive(&cookie.id).unwrap() else {
+            panic!("its lock is free")
+        };
+        let version = committed.version;
+        hold.remove(crate::ident::Version { counter: version.counter + 1, ..version }).unwrap();
+    }
+    assert_eq!(number(&n1, &cookie), Err("missing".into()));
+    world.end_node("n1");
+    assert_eq!(number(&world.host("n2"), &cookie), Err("missing".into()), "gone is gone");
+}
+
+#[test]
 fn many_requests_in_two_processes_adopt_a_session_once() {
     let mut world = World::new(2, 2, 2);
     let cookies: Vec<_> = (0..20).map(|number| create(&world.host("n1"), number).0).collect();
