@@ -46,7 +46,7 @@ pub enum Rule {
 pub fn holds(rule: Rule) -> bool {
     #[cfg(feature = "mutants")]
     {
-        without::REMOVED.with(|removed| removed.get() != Some(rule))
+        without::REMOVED.with(|removed| removed.get() != Some(rule)) && !without::is_taken_out(rule)
     }
     #[cfg(not(feature = "mutants"))]
     {
@@ -59,6 +59,20 @@ pub fn holds(rule: Rule) -> bool {
 mod without {
     use super::Rule;
     use std::cell::Cell;
+    use std::sync::atomic::{AtomicU8, Ordering};
+
+    /// The number of the rule that the whole process does without; 0: none.
+    static TAKEN_OUT: AtomicU8 = AtomicU8::new(0);
+
+    /// Takes the rule of this number, 1 to 15, out for the whole process and for ever: for processes that
+    /// tests start to see whether somebody notices.
+    pub fn take_out(number: u8) {
+        TAKEN_OUT.store(number, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_taken_out(rule: Rule) -> bool {
+        TAKEN_OUT.load(Ordering::Relaxed) == rule as u8
+    }
 
     thread_local! {
         pub(super) static REMOVED: Cell<Option<Rule>> = const { Cell::new(None) };
@@ -90,4 +104,4 @@ mod without {
 }
 
 #[cfg(feature = "mutants")]
-pub use without::{assert_teeth, without};
+pub use without::{assert_teeth, take_out, without};
