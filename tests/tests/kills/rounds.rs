@@ -38,7 +38,9 @@ enum Cause {
 
 fn cause(point: &str) -> Cause {
     match point {
-        "allocate.holds" | "steward.taken" | "steward.repairing" | "steward.repaired" => Cause::Worker,
+        "allocate.holds" | "steward.taken" | "steward.repaired" => Cause::Worker,
+        // A worker that dies there surely has a session locked.
+        "steward.repairing" => Cause::OpenPush,
         "quarantine.passed" | "quarantine.asked" | "quarantine.superseded" => Cause::OpenPush,
         "steward.rebuilding" => Cause::Locked,
         "seal.reported" | "steward.beat" | "steward.mandate" => Cause::Load,
