@@ -121,8 +121,13 @@ fn run(script: &[Act], manner: Manner) -> Vec<Step> {
 }
 
 fn found(host: &Arc<Host>, cookie: &Cookie) -> Found {
+    try_find(host, cookie).unwrap()
+}
+
+/// An error if the session's time is over and its tombstones are not acked in time.
+fn try_find(host: &Arc<Host>, cookie: &Cookie) -> crate::error::Result<Found> {
     let deadline = Instant::now() + Duration::from_millis(200);
-    open::blocking(host, cookie, OpenMode::Exclusive, deadline).unwrap()
+    open::blocking(host, cookie, OpenMode::Exclusive, deadline)
 }
 
 const SWEEPS: [Act; 3] = [Act::Sweep(true), Act::SweepLocked, Act::Sweep(false)];
@@ -225,24 +230,26 @@ fn random_life(seed: u64) -> Result<(), String> {
         match random.below(10) {
             0 => drop(world.sweep("n1")),
             1 if lives => {
-                let session = found(&host, &known.cookie);
+                let session = try_find(&host, &known.cookie);
                 world.sweep("n1");
                 drop(session);
             }
             2 if lives => {
                 world.clock.advance_ms(2 * host.touch_step_ms());
                 world.mandate("n1");
-                drop(found(&host, &known.cookie));
+                drop(try_find(&host, &known.cookie));
             }
             3 if lives => {
-                let Found::Session(session) = found(&host, &known.cookie) else {
+                let Ok(found) = try_find(&host, &known.cookie) else { continue };
+                let Found::Session(session) = found else {
                     known.destroyed = true;
                     continue;
                 };
                 (known.tried, known.destroyed) = (value, session.destroy().is_ok());
             }
             _ if lives => {
-                let Found::Session(mut session) = found(&host, &known.cookie) else {
+                let Ok(found) = try_find(&host, &known.cookie) else { continue };
+                let Found::Session(mut session) = found else {
                     // The clock was moved on past its end: gone is gone.
                     known.destroyed = true;
                     continue;
