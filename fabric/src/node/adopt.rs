@@ -210,7 +210,7 @@ impl Pass<'_> {
         };
         let now_ms = self.host.clock.unix_ms();
         let mut wanted = Vec::new();
-        let mut empty = Vec::new();
+        let mut not_ours = Vec::new();
         for (id, claimed) in ids.iter().zip(claimed) {
             match claimed {
                 Claimed::Ours(Some((copy, at))) if copy.live && copy.expiry_ms > now_ms => {
@@ -218,12 +218,15 @@ impl Pass<'_> {
                 }
                 // Destroyed or expired at its host: final at every server from now on.
                 Claimed::Ours(Some((copy, _))) => self.gone.push((*id, copy.version)),
-                Claimed::Ours(None) => empty.push(*id),
+                Claimed::Ours(None) => not_ours.push(*id),
                 // Its new host settles it; a dead claimant's claim has to end first.
-                Claimed::Elsewhere(node) => self.complete &= self.plan.view.node(node).is_some(),
+                Claimed::Elsewhere(node) => {
+                    self.complete &= self.plan.view.node(node).is_some();
+                    not_ours.push(*id);
+                }
             }
         }
-        unclaim(self.host, self.plan, &empty);
+        unclaim(self.host, self.plan, &not_ours);
         Ok(wanted)
     }
 

@@ -96,9 +96,17 @@ fn settle_in(host: &Host, plan: &Plan, hold: &mut Hold, stamp: &Stamp, deadline:
 
 fn try_fetch(host: &Host, plan: &Plan, cookie: &Cookie, hold: &mut Hold) -> Result<Attempt> {
     let id = cookie.id;
+    // R5: where no server is up, nobody can say that another node has not adopted it.
+    let others = plan.view.nodes.iter().any(|node| node.incarnation != host.incarnation());
+    if others && plan.view.servers.is_empty() && holds(Rule::R5FetchAsksAll) {
+        let context = "no session server is up that could tell who hosts the session";
+        return Err(Error::new(ErrorKind::NotYet, Origin::Node, context));
+    }
     let claimed = claim(host, plan, &[id])?.pop();
     let (copy, at) = match claimed {
         Some(Claimed::Elsewhere(node)) if plan.view.node(node).is_some() => {
+            // What servers before that one have granted would keep its host from ending it there.
+            unclaim(host, plan, &[id]);
             return Ok(Attempt::Ended(Fetched::Elsewhere(node)));
         }
         // Its claim ends when its leases are sealed.

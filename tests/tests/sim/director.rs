@@ -1,6 +1,7 @@
 //! The director: the production's state machine and table of routes; around them its connections, and the
 //! proxy's way of a request.
 
+use crate::mutant::{self, Broken, Mutant};
 use crate::net::{self, ConnId, Host, Message, Party};
 use crate::node::{self, Reply, Request};
 use crate::schedule::{self, MS, Pid, S, Time};
@@ -52,7 +53,10 @@ pub fn start() {
         let pid = world.new_process(HOST);
         let director = &mut world.director;
         director.boots += 1;
-        let term = (1_800_000_000 + (schedule::now() / S) as u32).max(director.term_last + 1);
+        let term = match world.mutant {
+            Some(Mutant::Other(Broken::TermRepeats)) => 1_800_000_000,
+            _ => (1_800_000_000 + (schedule::now() / S) as u32).max(director.term_last + 1),
+        };
         director.term_last = term;
         let settings = Settings::new(&world.config, term, director.drained.clone());
         let tick = settings.tick;
@@ -360,7 +364,7 @@ pub fn proxy(request: &Request, cookie: Option<Cookie>) -> Answer {
         let reply = match reply {
             node::Sent::Answered(_) if !is_life(pid) => return Answer::Lost("director died".into()),
             // A zombie's answers go nowhere.
-            node::Sent::Answered(_) if !is_in_table(node) => {
+            node::Sent::Answered(_) if !is_in_table(node) && !mutant::is(Broken::ZombieAnswers) => {
                 cover("state: answer of a node that was cut");
                 node::Sent::Lost
             }

@@ -31,7 +31,6 @@ struct Session {
     /// Versions that were posted, and their values.
     versions: BTreeMap<Version, Value>,
     support: BTreeMap<Value, BTreeSet<LeaseId>>,
-    /// Leases where a tombstone or "moved" was acked last.
     /// Somebody tries to end it: it may be gone.
     ending: bool,
     gone: Option<Time>,
@@ -142,6 +141,8 @@ impl History {
                     session.support.entry(*value).or_default().insert(lease);
                 }
             }
+            // Without a version it only closes a slot of the quarantine.
+            CellState::Moved if cell.version == Version::default() => {}
             CellState::Moved => {
                 for leases in session.support.values_mut() {
                     leases.remove(&lease);
@@ -174,6 +175,11 @@ impl History {
     /// A browser was told of a session's expiry.
     pub fn expires(&mut self, id: SessionId, expiry_ms: u64) {
         self.sessions.entry(id).or_default().expiry_ms = expiry_ms;
+    }
+
+    /// Whether a session was told gone.
+    pub fn is_gone(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|session| session.gone.is_some())
     }
 
     fn is_supported(&self, session: &Session, commit: &Commit) -> bool {

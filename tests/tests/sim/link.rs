@@ -5,6 +5,7 @@
 //! Over shared memory a process can be stopped between two pieces, and go on much later.
 
 use crate::history;
+use crate::mutant::{self, Broken, Mutant};
 use crate::net::Host;
 use crate::schedule::{self, FiberId, MS, Pid, Time, US};
 use crate::world::{World, cover, world};
@@ -116,9 +117,11 @@ impl Wire {
 
 /// Cuts a push into pieces of 8 bytes, in a random order if pieces may land in any.
 fn pieces(world: &mut World, geometry: &LeaseGeometry, push: &Push<'_>) -> Option<Vec<(u64, Vec<u8>)>> {
-    let cell = geometry.cell_offset(push.slot, push.sequence)?;
+    let broken = |broken| world.mutant == Some(Mutant::Other(broken));
+    let sequence = if broken(Broken::SequenceIgnored) { push.sequence.next() } else { push.sequence };
+    let cell = geometry.cell_offset(push.slot, sequence)?;
     let mut pieces = Vec::new();
-    if let Some((block, archive)) = push.block {
+    if let Some((block, archive)) = push.block.filter(|_| !broken(Broken::BlockLost)) {
         let offset = geometry.block_offset(block, archive.len())?;
         pieces.extend(
             archive.chunks(64).enumerate().map(|(at, part)| (offset + at as u64 * 64, part.to_vec())),
@@ -229,7 +232,7 @@ impl SimLink {
             }
             let _ = self.lease.memory.write(*offset, bytes);
         }
-        if self.lease.is_sealed() && holds(Rule::R2SealByView) {
+        if self.lease.is_sealed() && holds(Rule::R2SealByView) && !mutant::is(Broken::PushIgnoresSeal) {
             cover("state: push found the seal");
             return Outcome::Sealed;
         }
@@ -279,6 +282,9 @@ impl Link for SimLink {
             let flight = Flight { pieces, cell: *push.cell, began: schedule::now(), forgotten: false };
             wire.flights.insert(id, flight);
             let (node, server) = wire.hosts;
+            if world.mutant == Some(Mutant::Other(Broken::AckTooEarly)) {
+                wire.ended.insert(id, Outcome::Acked);
+            }
             Ok((id, world.delay(node, server) / 4 + US))
         });
         match id {

@@ -21,6 +21,7 @@ mod fault;
 mod history;
 mod kernel;
 mod link;
+mod mutant;
 mod net;
 mod node;
 mod request;

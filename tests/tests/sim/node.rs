@@ -4,13 +4,14 @@
 
 use crate::director;
 use crate::link::{LinkId, SimLink};
+use crate::mutant::{self, Broken};
 use crate::net::{self, ConnId, Host, Message, Party};
 use crate::schedule::{self, FiberId, MS, Pid, Time};
 use crate::server;
 use crate::world::{World, cover, world};
 use selvage_fabric::cache::{Cache, CacheSpec};
 use selvage_fabric::control::message::{
-    Endpoint, FromDirector, FromServer, LinkReport, Role, ToDirector, ToServer,
+    ClaimAnswer, Endpoint, FromDirector, FromServer, LinkReport, Role, ToDirector, ToServer,
 };
 use selvage_fabric::control::stream::{Stream, refusal_error};
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
@@ -384,7 +385,8 @@ impl<'a> Agent<'a> {
         let timing = &host.config.timing;
         let timing = StewardTiming {
             heartbeat_ns: timing.heartbeat().as_nanos() as u64,
-            mandate_ns: timing.mandate().as_nanos() as u64,
+            mandate_ns: timing.mandate().as_nanos() as u64
+                * if mutant::is(Broken::MandateTooLong) { 10 } else { 1 },
         };
         let view = host.plan().view.clone();
         let now_ns = host.clock.monotonic_ns();
@@ -449,7 +451,7 @@ impl<'a> Agent<'a> {
     }
 
     fn poll(&mut self) {
-        if self.host.cache.repair_dead().is_ok_and(|died| !died.is_empty()) {
+        if !mutant::is(Broken::NoRepair) && self.host.cache.repair_dead().is_ok_and(|died| !died.is_empty()) {
             cover("state: repaired after a dead process");
             self.handle(Event::Unprotected);
         }
@@ -495,7 +497,12 @@ impl<'a> Agent<'a> {
                 self.send(ToDirector::Beat(beat));
             }
             Effect::StoreMandate { until_ns } => host.cache.set_mandate_until_ns(until_ns),
-            Effect::Publish(view) => {
+            Effect::Publish(mut view) => {
+                if mutant::is(Broken::WrongPlacement)
+                    && let Some(server) = view.servers.first_mut()
+                {
+                    server.weight = 1000;
+                }
                 if let Err(error) = host.publish(&view) {
                     world(|world| world.trace(format!("a view cannot be published: {error}")));
                 }
@@ -515,7 +522,11 @@ impl<'a> Agent<'a> {
             Effect::Sweep => {
                 schedule::spawn(pid, move || {
                     let began = schedule::now();
-                    let swept = inside::sweep(&host, per_s);
+                    let nothing = inside::Round { epoch, complete: true, sessions: 0 };
+                    let swept = match mutant::is(Broken::NoSweep) {
+                        true => Ok(nothing),
+                        false => inside::sweep(&host, per_s),
+                    };
                     let took_ns = schedule::now() - began;
                     let (epoch, complete) =
                         swept.map_or((epoch, false), |swept| (swept.epoch, swept.complete));
@@ -655,12 +666,30 @@ fn refuse(reply: FromServer) -> Result<FromServer> {
 
 impl Servers for SimServers {
     fn call(&self, server: &ServerEntry, request: &ToServer) -> Result<FromServer> {
-        self.request(server, request)
+        let reply = self.request(server, request);
+        if world(|world| world.verbose) {
+            let line = format!("{} {} asks {}: {request:?}: {reply:?}", self.node, self.pid.0, server.name);
+            world(|world| world.trace(line));
+        }
+        let mut reply = reply?;
+        match &mut reply {
+            FromServer::Sealed { sessions, .. } if mutant::is(Broken::NothingListed) => sessions.clear(),
+            FromServer::Claims(answers) if mutant::is(Broken::ClaimsGranted) => {
+                for answer in answers.iter_mut().filter(|answer| matches!(answer, ClaimAnswer::Elsewhere(_)))
+                {
+                    *answer = ClaimAnswer::Granted(None);
+                }
+            }
+            _ => {}
+        }
+        Ok(reply)
     }
 
     fn open_link(&self, server: &ServerEntry, _cache: &Arc<dyn Region>) -> Result<OpenedLink> {
         let conn = self.connect(server)?;
-        let offer = Endpoint::default();
+        // Any that makes sense: the simulated card needs none.
+        let (qp_number, gid) = (17, [1; 16]);
+        let offer = Endpoint { qp_number, gid, ethernet: true, mtu: 3, reads_max: 16, ..Endpoint::default() };
         let request = if self.rdma { ToServer::Connect { offer } } else { ToServer::Lease };
         let reply = self.exchange(conn, &request).and_then(refuse).inspect_err(|_| net::close(conn, 0))?;
         let corrupt = |what: &str| Error::new(ErrorKind::Unreachable, Origin::Control, what);
@@ -670,6 +699,7 @@ impl Servers for SimServers {
                 let id = id.ok_or_else(|| corrupt("the link is gone already"))?;
                 let memory = world(|world| world.wires.get(&id).map(|wire| wire.lease().clone()));
                 let memory = memory.ok_or_else(|| corrupt("the link is gone already"))?;
+                cover("state: RDMA link open");
                 let link_end = Arc::new(SimLink { id, lease: memory, rdma: true });
                 let lifeline = Some(lifeline(conn)?);
                 Ok(OpenedLink { link: link_end, lease, number: Some(link), lifeline })
@@ -682,6 +712,7 @@ impl Servers for SimServers {
                     life.leases.get(&number).cloned()
                 });
                 // The descriptor comes with the message; the server may be gone by now.
+                cover("state: shared-memory link open");
                 let memory = memory.filter(|memory| memory.node == self.incarnation);
                 let memory = memory.ok_or_else(|| corrupt("the lease is gone already"))?;
                 self.idle().entry(server.incarnation).or_default().push(conn);

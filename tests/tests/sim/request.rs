@@ -2,6 +2,7 @@
 
 use crate::director;
 use crate::history::{self, Value};
+use crate::mutant::{Broken, Mutant};
 use crate::net::Host;
 use crate::schedule::{self, FiberId, MS, Pid, Time};
 use crate::world::{cover, world};
@@ -102,7 +103,10 @@ pub fn send(node: Incarnation, request: Request, cookie: Option<Cookie>) -> Sent
         if let Some(reply) = slot.borrow_mut().reply.take() {
             return Sent::Answered(reply);
         }
-        let is_cut = world(|world| world.director.view.node(node).is_none());
+        let is_cut = world(|world| {
+            let zombies = world.mutant == Some(Mutant::Other(Broken::ZombieAnswers));
+            world.director.view.node(node).is_none() && !zombies
+        });
         if !schedule::is_alive(pid) || is_cut || schedule::now() >= deadline {
             if is_cut {
                 cover("state: request cut with its node");

@@ -1,6 +1,7 @@
 //! A session server: the production's decisions, and what its threads and memory do in the product.
 
 use crate::link::{Lease, LinkId, Wire};
+use crate::mutant::{Broken, Mutant};
 use crate::net::{self, ConnId, Host, Message, Party};
 use crate::schedule::{self, MS, Pid, Time};
 use crate::world::{World, archive_limits, world};
@@ -58,7 +59,9 @@ pub fn start(index: usize) {
         let pid = world.new_process(world.servers[index].host);
         let geometry = geometry(world);
         let server = &mut world.servers[index];
-        server.boots += 1;
+        if world.mutant != Some(Mutant::Other(Broken::ServerLifeRepeats)) {
+            server.boots += 1;
+        }
         let incarnation = Incarnation((server.boots << 32) + ((index as u64 + 1) << 40) + 1);
         let params = Params {
             name: server.name.clone(),
@@ -323,7 +326,8 @@ fn seal(world: &mut World, index: usize, number: LeaseNumber) -> (LeaseIndex, u6
     let empty = || LeaseIndex::new(&Default::default());
     let Some(lease) = lease else { return (empty(), 0) };
     let _ = lease.memory.store_u64(SEAL_OFFSET, SEALED);
-    if holds(Rule::R2SealByView) {
+    let fenced = world.mutant != Some(Mutant::Other(Broken::SealWithoutFence));
+    if holds(Rule::R2SealByView) && fenced {
         shut(world, index, &lease);
     }
     match LeaseIndex::scan(&lease.memory, &lease.geometry, &archive_limits()) {

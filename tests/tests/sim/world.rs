@@ -3,6 +3,7 @@
 use crate::director::Director;
 use crate::history::History;
 use crate::link::{LinkId, Wire};
+use crate::mutant::Mutant;
 use crate::net::{Conn, ConnId, Host, Net};
 use crate::node::Node;
 use crate::schedule::{self, Clock, MS, Pid, Random, Time, US};
@@ -90,6 +91,7 @@ pub struct World {
     pub coverage: BTreeMap<String, u64>,
     pub lines: VecDeque<String>,
     pub verbose: bool,
+    pub mutant: Option<Mutant>,
     pub failure: Option<(String, String)>,
     pub answered: u64,
     pub refused: u64,
@@ -116,7 +118,7 @@ pub fn archive_limits() -> ArchiveLimits {
 }
 
 /// Makes this thread's world.
-pub fn begin(seed: u64, fault_kinds: usize, verbose: bool) {
+pub fn begin(seed: u64, fault_kinds: usize, verbose: bool, mutant: Option<Mutant>) {
     let mut random = Random::new(seed);
     let swarm = Swarm::draw(&mut random, fault_kinds);
     let config = Arc::new(config(&swarm));
@@ -142,6 +144,7 @@ pub fn begin(seed: u64, fault_kinds: usize, verbose: bool) {
         coverage: BTreeMap::new(),
         lines: VecDeque::new(),
         verbose,
+        mutant,
         failure: None,
         answered: 0,
         refused: 0,

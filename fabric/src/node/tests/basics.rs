@@ -279,3 +279,34 @@ fn a_full_cache_is_an_error_that_changes_nothing() {
     assert_eq!(kept.len(), 1023);
     assert_eq!(number(&host, &cookie), Ok(1));
 }
+
+/// A session whose host died, adopted by n2 of three nodes.
+fn adopted(servers: usize) -> (World, Cookie) {
+    let mut world = World::new(servers, 3, servers as u32);
+    let (cookie, _) = create(&world.host("n1"), 4);
+    let dead = world.end_node("n1");
+    assert_eq!(number(&world.host("n2"), &cookie), Ok(4));
+    world.adopt("n2", dead);
+    (world, cookie)
+}
+
+/// Found by the simulation (seed 76): "missing" was told while n2 went on with the session.
+#[test]
+fn nothing_is_missing_while_no_server_can_tell_who_has_it() {
+    let (mut world, cookie) = adopted(1);
+    world.drop_server("s1");
+    world.publish();
+    assert_eq!(number(&world.host("n2"), &cookie), Ok(4));
+    assert_eq!(find(&world.host("n3"), &cookie).map(|_| ()).unwrap_err().kind, ErrorKind::NotYet);
+}
+
+/// Found by the simulation (seed 79): what n3 was granted before it heard of n2 kept n2 from ending the
+/// session at that server, for ever.
+#[test]
+fn who_is_sent_elsewhere_keeps_no_claim() {
+    let (world, cookie) = adopted(2);
+    world.on_server("s1", |server| server.claims.remove(&cookie.id));
+    let n2 = world.host("n2").incarnation();
+    assert!(matches!(find(&world.host("n3"), &cookie), Ok(Found::Elsewhere(node)) if node == n2));
+    world.on_server("s1", |server| assert_eq!(server.claims.get(&cookie.id), None));
+}
