@@ -102,8 +102,9 @@ pub fn ask(request: &Request, cookie: Option<Cookie>) -> bool {
             if let Some(cookie) = cookie {
                 world(|world| {
                     world.answered += 1;
-                    // Clocks differ, and a touch may not have been pushed.
-                    let slack = 2 * world.swarm.skew_ms as u64 + 1000 + world.swarm.idle_s * 1000 / 5;
+                    // Clocks differ and jump, and a touch may not have been pushed.
+                    let clocks = 2 * world.swarm.skew_ms as u64 + 2 * crate::fault::JUMP_MS;
+                    let slack = clocks + 1000 + world.swarm.idle_s * 1000 / 5;
                     let latest = schedule::clock_of(None, true) / MS + slack;
                     world.history.missed(cookie.id, began, latest);
                     world.look_at_history();

@@ -245,6 +245,8 @@ fn publish(world: &mut World, view: Arc<View>, held: &[Incarnation]) {
         if view.epoch.number < world.director.view.epoch.number {
             let (old, new) = (world.director.view.epoch, view.epoch);
             // Without any server the next director cannot know (ARCHITECTURE.md).
+            world.history.forgot = true;
+            world.cover("state: director began without any server");
             world.trace(format!("the view falls from {old} to {new}"));
         }
         world.history.viewed(&view);

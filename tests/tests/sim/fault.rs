@@ -21,6 +21,9 @@ pub const KINDS: [(&str, fn()); 12] = [
     ("fault: node drained", drain_node),
 ];
 
+/// How far a clock may be off after a jump.
+pub const JUMP_MS: u64 = 2000;
+
 /// Draws the next fault, and so on until `end`.
 pub fn begin(end: schedule::Time) {
     let every = world(|world| world.swarm.fault_every);
@@ -197,7 +200,7 @@ fn cut_both_sides() {
 
 fn jump_clock() {
     let Some((_, pid)) = some_process() else { return };
-    let by = world(|world| world.random.below(4000) as i64 - 2000);
+    let by = world(|world| world.random.below(2 * JUMP_MS) as i64 - JUMP_MS as i64);
     hit(KINDS[10].0, format!("{} by {by} ms", pid.0));
     // No further from the truth than the configuration allows.
     schedule::set_clock(pid, |clock| clock.unix_ns = by * MS as i64);

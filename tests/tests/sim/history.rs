@@ -51,6 +51,9 @@ pub struct History {
     sessions: BTreeMap<SessionId, Session>,
     nodes: BTreeSet<Incarnation>,
     servers: BTreeSet<Incarnation>,
+    /// A director began without hearing any server, so it did not know what was. Known gap: a node that slept
+    /// through its term may go on in the next one, with sessions that were told missing meanwhile.
+    pub forgot: bool,
     pub checks: u64,
     pub acks: u64,
     pub commits: u64,
@@ -223,7 +226,9 @@ impl History {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let expired = session.expiry_ms <= latest_ms;
         let excused = session.ending || session.gone.is_some() || expired;
-        session.gone = session.gone.or(Some(schedule::now()));
+        if !self.forgot || excused {
+            session.gone = session.gone.or(Some(schedule::now()));
+        }
         let session = &self.sessions[&id];
         let mut commits =
             session.commits.iter().filter(|commit| commit.done.is_some_and(|done| done <= began));
