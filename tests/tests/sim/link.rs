@@ -228,7 +228,9 @@ impl SimLink {
         for (at, (offset, bytes)) in pieces.iter().enumerate() {
             if at as u64 == stop {
                 cover("fault: push in pieces");
-                schedule::sleep(20 * US);
+                // Mostly it soon goes on; now and then only when everybody has given its node up.
+                let long = world(|world| world.random.chance(30).then(|| world.random.between(100, 1500)));
+                schedule::sleep(long.map_or(20 * US, |ms| ms * MS));
             }
             let _ = self.lease.memory.write(*offset, bytes);
         }

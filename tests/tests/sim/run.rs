@@ -173,7 +173,7 @@ fn run_all(seeds: Range<u64>, go_on: bool) -> Vec<Outcome> {
 }
 
 /// What a run of many seeds must have reached, beside every kind of fault.
-const REQUIRED: [&str; 33] = [
+const REQUIRED: [&str; 34] = [
     "answered: change",
     "answered: create",
     "answered: destroy",
@@ -202,6 +202,7 @@ const REQUIRED: [&str; 33] = [
     "state: lease sealed",
     "state: node drained",
     "state: process joined a living incarnation",
+    "state: push found the seal",
     "state: repaired after a dead process",
     "state: request cut with its node",
     "state: shared-memory link open",
