@@ -70,7 +70,7 @@ pub fn product_for_tests() -> Result<Product> {
     let built = Command::new(cargo).args(build).current_dir(root).status().context("cannot start cargo")?;
     ensure!(built.success(), "the session server and the director cannot be built");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(Product { dir: target.join("release") })
+    Ok(Product { dir: target.join("release"), daemons: None })
 }
 
 /// The folder of the product's programs: where the environment says, or beside this program.
@@ -87,7 +87,7 @@ pub fn product() -> Result<Product> {
             if own.ends_with("deps") { own.parent().unwrap_or(own) } else { own }.to_owned()
         }
     };
-    let product = Product { dir };
+    let product = Product { dir, daemons: None };
     for program in [product.server(), product.director()] {
         ensure!(
             program.is_file(),
