@@ -1,6 +1,6 @@
 //! The atomics and fences of the cell and lock protocols: the one place to swap them for a model checker's.
 //!
-//! With the feature `loom` they are those of [`super::checked`]: the same words at the same places, which
+//! With the feature `loom` they are those of `super::checked`: the same words at the same places, which
 //! loom checks while a model runs, and std's otherwise.
 
 #[cfg(feature = "loom")]
