@@ -4,6 +4,7 @@
 mod ci;
 mod demo;
 mod guest;
+mod kills;
 mod proofs;
 mod rdma;
 mod run;
@@ -46,6 +47,8 @@ enum Command {
     Model,
     /// Simulate whole clusters with faults, many seeds of a minute each, and check what they promised
     Sim(sim::Arguments),
+    /// Kill or stop real processes at each named step, and compare the books
+    Kills(kills::Arguments),
     /// A cluster under load for a long time, while everything happens to it in turn
     Soak(soak::Arguments),
     /// Run everything that a change must pass
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         Command::Loom => proofs::loom(),
         Command::Model => proofs::model(),
         Command::Sim(arguments) => sim::main(&arguments),
+        Command::Kills(arguments) => kills::main(&arguments),
         Command::Soak(arguments) => soak::main(&arguments),
         Command::Ci => ci::main(),
         Command::Tidy => tidy::main(),

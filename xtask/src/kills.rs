@@ -1,0 +1,35 @@
+//! `cargo x kills`: real processes die or stop at each named step (tests/tests/kills).
+
+use anyhow::{Context, Result, ensure};
+use selvage_tests::product::workspace_root;
+use std::process::{Command, Stdio};
+
+/// Options of `cargo x kills`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// How many processes are killed, at least
+    #[arg(long, default_value_t = 300)]
+    pub kills: u64,
+    /// Decides the order of events; printed by each run
+    #[arg(long)]
+    pub seed: Option<u64>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Something was lost, leaked or came back, or a step was never reached.
+pub fn main(arguments: &Arguments) -> Result<()> {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(workspace_root())
+        .args(["test", "--package", "selvage-tests", "--test", "kills"])
+        .env("SELVAGE_KILLS", arguments.kills.to_string())
+        .stdin(Stdio::null());
+    if let Some(seed) = arguments.seed {
+        command.env("SELVAGE_SEED", seed.to_string());
+    }
+    let status = command.status().context("cannot start cargo")?;
+    ensure!(status.success(), "the kills ended with {status}");
+    Ok(())
+}
