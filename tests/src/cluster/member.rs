@@ -29,6 +29,12 @@ pub trait Member: std::fmt::Debug + Send + Sync {
     /// It cannot be found out.
     fn cpu_time(&self) -> Result<Duration>;
 
+    /// How often a thread of the process that was started has gone to sleep: it was woken as often.
+    ///
+    /// # Errors
+    /// It cannot be found out.
+    fn wakes(&self) -> Result<u64>;
+
     /// How the started process ended, if it did.
     fn ended(&mut self) -> Option<String>;
 
@@ -109,6 +115,10 @@ impl Member for Remote {
         Ok(self.stats()?.iter().map(process::Stat::cpu_time).sum())
     }
 
+    fn wakes(&self) -> Result<u64> {
+        Ok(process::wakes(&self.agent.shell(&format!("cat /proc/{}/task/*/status", self.pid))?))
+    }
+
     fn ended(&mut self) -> Option<String> {
         // A host that does not answer is no end of a process.
         let status = self.agent.wait(self.pid, Duration::ZERO).ok().flatten()?;
@@ -163,6 +173,14 @@ impl Member for Process {
     fn cpu_time(&self) -> Result<Duration> {
         let stats = self.pids().into_iter().filter_map(process::Stat::of);
         Ok(stats.map(|stat| stat.cpu_time()).sum())
+    }
+
+    fn wakes(&self) -> Result<u64> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid()))?;
+        // A thread may end between the list and the reading.
+        let statuses =
+            tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok());
+        Ok(statuses.map(|status| process::wakes(&status)).sum())
     }
 
     fn ended(&mut self) -> Option<String> {

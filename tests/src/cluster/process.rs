@@ -170,6 +170,12 @@ impl Stat {
     }
 }
 
+/// The times that threads have gone to sleep, of `/proc/<pid>/task/<tid>/status`, one or several.
+pub(super) fn wakes(statuses: &str) -> u64 {
+    let lines = statuses.lines().filter_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    lines.filter_map(|count| count.trim().parse::<u64>().ok()).sum()
+}
+
 /// The living processes, zombies not counted, for which `keep` holds.
 fn living(keep: impl Fn(u32, &Stat) -> bool) -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };

@@ -83,26 +83,31 @@ impl Fault {
     }
 }
 
-/// The server's processor time while copies pour in is that of its timers. Measured up to three times: the
-/// processors here are emulated, and what the machine takes away from one of them counts as time of whoever
-/// ran there. What receiving costs, it costs every time.
+/// No thread of the server wakes because copies pour in, and its processor time is that of its timers.
+/// Measured up to three times: the processors here are emulated, and what the machine takes away from one of
+/// them counts as time of whoever ran there; so does what the soft card does in interrupts. The bound on time
+/// is wide for that reason, and that on wakes narrow: nothing of that wakes a thread.
 async fn receiving_costs_the_server_nothing(stage: &Stage) {
     let window = Duration::from_secs(2);
-    let used = || stage.process("s1").unwrap().cpu_time().unwrap();
+    let used = || {
+        let server = stage.process("s1").unwrap();
+        (server.cpu_time().unwrap(), server.wakes().unwrap())
+    };
     let mut measured = Vec::new();
     while measured.len() < 3 {
         let before = used();
         tokio::time::sleep(window).await;
-        let idle = used() - before;
+        let after = used();
+        let idle = (after.0 - before.0, after.1 - before.1);
         let load = load(stage).await;
         let (before, requests) = (used(), load.requests());
         tokio::time::sleep(window).await;
-        let (busy, requests) = (used() - before, load.requests() - requests);
-        println!("processor time of s1 in {window:?}: idle {idle:?}, with {requests} commits {busy:?}");
-        assert!(requests > 20, "no load: {requests} commits");
+        let (after, requests) = (used(), load.requests() - requests);
+        let busy = (after.0 - before.0, after.1 - before.1);
+        println!("s1 in {window:?}, time and wakes: idle {idle:?}, with {requests} commits {busy:?}");
+        assert!(requests > 40, "no load: {requests} commits");
         all_is_kept(stage, load, &[]).await;
-        // The kernel counts in ticks of 10 ms.
-        if busy <= idle + Duration::from_millis(60) {
+        if busy.0 <= idle.0 + Duration::from_millis(200) && busy.1 <= idle.1 + requests / 4 {
             return;
         }
         measured.push((idle, busy));
