@@ -104,6 +104,10 @@ pub const REFUSED_PAUSE: Duration = Duration::from_millis(25);
 pub const BEHIND_PAUSE: Duration = Duration::from_millis(5);
 /// Times that a request that may be repeated is sent in all.
 pub const SENDS_MAX: u32 = 8;
+/// Longest time that the rest of a request is waited for, and dropped, after it was answered.
+pub const LINGER_MAX: Duration = Duration::from_secs(30);
+/// A browser that sends nothing for so long then has stopped.
+pub const LINGER_SILENCE: Duration = Duration::from_secs(5);
 /// Requests under way get this long to end after SIGTERM.
 pub const STOP_WAIT: Duration = Duration::from_secs(5);
 /// Client connections at once, as a multiple of the requests.
@@ -114,6 +118,7 @@ pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const _: () = assert!(VIEW_WORK_FACTOR < VIEW_BEHIND_FACTOR);
 const _: () = assert!(EVIDENCE_FACTOR < VIEW_BEHIND_FACTOR);
 const _: () = assert!(BEATS_OPEN_MAX > 1 && BEATS_OPEN_MAX < 4);
+const _: () = assert!(LINGER_SILENCE.as_millis() < LINGER_MAX.as_millis());
 const _: () = assert!(STOP_WAIT.as_secs() < ADOPTION_WAIT.as_secs());
 const _: () = assert!(VANISHED_FACTOR > EVIDENCE_FACTOR);
 const _: () = assert!(CONNECTIONS_PER_NODE * 2 < selvage_fabric::limits::CONNECTIONS_MAX);

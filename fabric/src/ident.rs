@@ -177,6 +177,17 @@ impl Cookie {
         }
         Some(Self { id: SessionId::parse(id)?, host: Incarnation::from_tag(tag)? })
     }
+
+    /// The first cookie of this name in a `Cookie` header that one of the keys has signed. Directors and
+    /// nodes both look here: were they to find different ones, a request would go to a host that serves
+    /// another session.
+    pub fn in_header(header: &[u8], name: &str, keys: &[CookieKey]) -> Option<Self> {
+        // Cookies of others may have any bytes. Ours are ASCII, so a lossy reading cannot make one up.
+        let header = String::from_utf8_lossy(header);
+        let pairs = header.split(';').filter_map(|pair| pair.trim().split_once('='));
+        let mut ours = pairs.filter(|(other, _)| *other == name);
+        ours.find_map(|(_, value)| Self::decode(value.trim_matches('"'), keys))
+    }
 }
 
 fn hmac(key: &CookieKey, message: &[u8]) -> Hmac<sha2::Sha256> {
@@ -213,6 +224,27 @@ mod tests {
         }
         for bad in ["", "-", "--", "x", "a-b-c", &text[1..], &format!("{text}a")] {
             assert_eq!(Cookie::decode(bad, &keys), None);
+        }
+    }
+
+    #[test]
+    fn a_cookie_is_found_in_any_header() {
+        let keys = [CookieKey(vec![1; 32])];
+        let cookie = Cookie { id: SessionId([5; 16]), host: Incarnation(77) };
+        let value = cookie.encode(&keys);
+        let found = |header: &[u8]| Cookie::in_header(header, "sid", &keys);
+        for good in [
+            format!("sid={value}"),
+            format!("sid=\"{value}\""),
+            format!("a=b; sid=wrong; xsid={value}; sid={value}; sid=x"),
+        ] {
+            assert_eq!(found(good.as_bytes()), Some(cookie), "{good}");
+        }
+        // Other people's cookies may have any bytes.
+        assert_eq!(found(&[b"name=\xe9\xff; sid=", value.as_bytes()].concat()), Some(cookie));
+        for bad in ["", ";", "=", "sid", "sid=", "SID=x", &format!("xsid={value}"), &format!("sid={value}x")]
+        {
+            assert_eq!(found(bad.as_bytes()), None, "{bad}");
         }
     }
 }

@@ -18,6 +18,10 @@ pub const ATTRIBUTE_NAME_BYTES_MAX: usize = 128;
 pub const OWNER_BYTES_MAX: usize = 128;
 /// Longest node or server name, bytes; names are `[a-z0-9-]+`.
 pub const NAME_BYTES_MAX: usize = 32;
+/// Most slots of a lease, and so most sessions of a node.
+pub const SLOTS_MAX: u32 = 1 << 26;
+/// Most requests that a director may be told to have under way at once.
+pub const REQUESTS_MAX: usize = 1 << 20;
 /// Most copies that a session can have at rest.
 pub const COPIES_MAX: usize = 2;
 /// Places a session can occupy at one instant: its copies, and old ones on their way out.

@@ -1,6 +1,7 @@
 //! Request bodies that can be sent again, and response bodies that keep their places until they have ended.
 
 use crate::limits;
+use crate::proxy::linger::Asked;
 use crate::proxy::upstream::Place;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -26,7 +27,7 @@ pub enum Kept {
 #[derive(Debug)]
 pub struct Streamed {
     first: VecDeque<Bytes>,
-    rest: Incoming,
+    rest: Asked,
 }
 
 /// Why a body could not be taken.
@@ -43,7 +44,7 @@ impl Kept {
     ///
     /// # Errors
     /// If the client is too slow, or gone.
-    pub async fn take(body: Incoming, bytes_max: usize) -> Result<Self, Unkept> {
+    pub async fn take(body: Asked, bytes_max: usize) -> Result<Self, Unkept> {
         if body.is_end_stream() {
             return Ok(Self::Whole(Bytes::new()));
         }
@@ -56,7 +57,7 @@ impl Kept {
         }
     }
 
-    async fn read(mut body: Incoming, bytes_max: usize) -> Result<Self, hyper::Error> {
+    async fn read(mut body: Asked, bytes_max: usize) -> Result<Self, hyper::Error> {
         let mut pieces = VecDeque::new();
         let mut bytes = 0;
         while let Some(frame) = body.frame().await {
@@ -76,7 +77,7 @@ impl Kept {
         Ok(Self::Whole(whole.freeze()))
     }
 
-    fn once(first: VecDeque<Bytes>, rest: Incoming) -> Self {
+    fn once(first: VecDeque<Bytes>, rest: Asked) -> Self {
         Self::Once(Arc::new(Mutex::new(Some(Streamed { first, rest }))))
     }
 

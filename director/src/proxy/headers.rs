@@ -1,10 +1,11 @@
 //! What may pass between browser and node, and what ends at the director.
 
-use hyper::HeaderMap;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
 };
+use hyper::http::uri::Authority;
+use hyper::{HeaderMap, Version};
 use selvage_fabric::ident::{Cookie, CookieKey, Incarnation};
 use std::net::IpAddr;
 
@@ -31,9 +32,23 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 /// The session that the request's cookie names. Of several cookies of that name the first valid one counts; a
 /// wrong mac is no cookie.
 pub fn session(headers: &HeaderMap, name: &str, keys: &[CookieKey]) -> Option<Cookie> {
-    let texts = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.filter(|(key, _)| *key == name).find_map(|(_, value)| Cookie::decode(value, keys))
+    headers.get_all(COOKIE).iter().find_map(|value| Cookie::in_header(value.as_bytes(), name, keys))
+}
+
+/// Whether a request says for which host it is, and says only one: one that names two could mean one to us
+/// and another to the node (RFC 9112, 3.2). Before HTTP/1.1 none had to be named.
+pub fn names_one_host(headers: &HeaderMap, version: Version) -> bool {
+    let mut hosts = headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => version < Version::HTTP_11,
+        (Some(host), None) => is_host(host),
+        (Some(_), Some(_)) => false,
+    }
+}
+
+/// Whether this is a host, with a port or without, and nothing else.
+pub fn is_host(value: &HeaderValue) -> bool {
+    value.to_str().is_ok_and(|text| !text.contains('@') && text.parse::<Authority>().is_ok())
 }
 
 /// The host that a node's `421` names.
@@ -75,9 +90,8 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         let named: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|text| text.split(','))
-            .filter_map(|name| name.trim().parse().ok())
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
             // What frames the message or names its host is not the connection's, whatever it says.
             .filter(|name| *name != CONTENT_LENGTH && *name != HOST && *name != COOKIE)
             .collect();

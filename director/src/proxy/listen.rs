@@ -1,13 +1,18 @@
 //! The browsers' side: accepts connections, serves requests on them, ends in an orderly way.
 
 use crate::limits;
+use crate::proxy::linger::{Asked, Lingering, Unread};
 use crate::proxy::phases::Proxy;
+use hyper::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -39,16 +44,7 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener, requests_max: usiz
             debug!("a connection was gone at once: {error}");
             continue;
         }
-        let proxy = Arc::clone(&proxy);
-        let service = service_fn(move |request| {
-            let proxy = Arc::clone(&proxy);
-            async move { Ok::<_, Infallible>(proxy.serve(request, client.ip()).await) }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits::HEAD_WAIT)
-            .serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
+        let connection = graceful.watch(connection(Arc::clone(&proxy), stream, client.ip()));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 debug!("a browser's connection ended: {error}");
@@ -60,4 +56,26 @@ pub async fn listen(proxy: Arc<Proxy>, listener: TcpListener, requests_max: usiz
     if tokio::time::timeout(limits::STOP_WAIT, graceful.shutdown()).await.is_err() {
         warn!("requests were still under way {} s after the stop; they are cut", limits::STOP_WAIT.as_secs());
     }
+}
+
+/// Serves a browser on its connection.
+pub fn connection<S>(
+    proxy: Arc<Proxy>,
+    stream: S,
+    client: IpAddr,
+) -> impl GracefulConnection<Error = hyper::Error> + Send
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let unread = Unread::default();
+    let stream = Lingering::new(stream, unread.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let proxy = Arc::clone(&proxy);
+        let request = request.map(|body| Asked::new(body, unread.clone()));
+        async move { Ok::<_, Infallible>(proxy.serve(request, client).await) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits::HEAD_WAIT)
+        .serve_connection(TokioIo::new(stream), service)
 }

@@ -20,6 +20,7 @@
 //! | `body` | request bodies that can be sent again, response bodies that keep their place |
 //! | `headers` | what may pass and what may not |
 //! | `listen` | the browsers' side |
+//! | `linger` | the end of a browser's connection that is still talking |
 //!
 //! Held: a request that is not idempotent is sent at most once (a send that certainly did not begin does not
 //! count); an answer of an incarnation that is over reaches nobody, because its connections are cut when its
@@ -27,6 +28,7 @@
 
 pub mod body;
 pub mod headers;
+pub mod linger;
 pub mod listen;
 pub mod phases;
 pub mod routes;

@@ -5,11 +5,12 @@ use crate::limits;
 use crate::metrics::{Metrics, Outcome};
 use crate::proxy::body::{InBody, Kept, Unkept};
 use crate::proxy::headers;
+use crate::proxy::linger::Asked;
 use crate::proxy::routes::{Choice, Routes, Table};
 use crate::proxy::upstream::{Place, Upstream};
 use bytes::Bytes;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Scheme, Uri};
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -102,12 +103,13 @@ impl Proxy {
     }
 
     /// A request from its head to its answer. Never fails: what goes wrong is an answer, too.
-    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, client: IpAddr) -> Answer {
+    pub async fn serve(self: Arc<Self>, request: Request<Asked>, client: IpAddr) -> Answer {
+        let unread = request.body().unread();
         let answer = match Self::admit(&self) {
             Ok(admitted) => self.pass(request, client, admitted).await,
             Err(failure) => Err(failure),
         };
-        match answer {
+        let mut answer = match answer {
             Ok(answer) => {
                 self.metrics.request(Outcome::of(answer.status()));
                 answer
@@ -116,7 +118,13 @@ impl Proxy {
                 self.metrics.request(failure.outcome());
                 failure.answer()
             }
+        };
+        // Refused before all of it has come: nobody needs the rest.
+        if unread.any() && (answer.status().is_client_error() || answer.status().is_server_error()) {
+            unread.refuse();
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        answer
     }
 
     /// Phase 1: no more requests at once than configured.
@@ -128,7 +136,7 @@ impl Proxy {
 
     async fn pass(
         &self,
-        request: Request<Incoming>,
+        request: Request<Asked>,
         client: IpAddr,
         admitted: Admitted,
     ) -> Result<Answer, Failure> {
@@ -157,9 +165,15 @@ impl Proxy {
         if head.method == Method::CONNECT || head.uri.path_and_query().is_none() {
             return Err(Failure::NotForward);
         }
+        if !headers::names_one_host(&head.headers, head.version) {
+            return Err(Failure::NotForward);
+        }
         // A request in absolute form names its host there, whatever the header says (RFC 9112, 3.2.2).
         if let Some(authority) = head.uri.authority() {
             let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::NotForward)?;
+            if !headers::is_host(&host) {
+                return Err(Failure::NotForward);
+            }
             head.headers.insert(HOST, host);
         }
         headers::for_node(&mut head.headers, client);
@@ -244,6 +258,10 @@ impl Proxy {
         way: &mut Way,
     ) -> Result<Option<(Response<Incoming>, Place)>, Failure> {
         match sent {
+            // The director asks for no other protocol, so there is no connection to give away.
+            Sent::Answered(response, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Err(Failure::Lost("it switched to another protocol unasked".to_owned()))
+            }
             Sent::Answered(response, place) => {
                 let elsewhere = match response.status() {
                     StatusCode::MISDIRECTED_REQUEST => headers::elsewhere(response.headers()),

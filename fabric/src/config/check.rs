@@ -121,6 +121,7 @@ impl File {
         let timing = checked_timing(self.timing, check)?;
         let memory = checked_memory(self.memory, &session, check)?;
         let rdma = checked_rdma(self.rdma, check)?;
+        checked_director(&self.director, check)?;
         let director_control = (self.director.span(), self.director.as_ref().control.is_some());
         let servers = checked_servers(self.server, self.tls.is_some(), check)?;
         let nodes = checked_nodes(self.node, self.tls.is_some(), check)?;
@@ -159,6 +160,13 @@ fn checked_cluster(table: Spanned<Cluster>, check: &Check<'_>) -> Result<Cluster
     let run_dir_max = 107 - "/server-.sock".len() - limits::NAME_BYTES_MAX;
     check.range(span.clone(), "run_dir", cluster.run_dir.as_os_str().len(), 1, run_dir_max)?;
     Ok(cluster)
+}
+
+fn checked_director(table: &Spanned<Director>, check: &Check<'_>) -> Result<()> {
+    let (span, director) = (table.span(), table.as_ref());
+    check.range(span.clone(), "hold_ms", director.hold_ms, 1, 600_000)?;
+    check.range(span.clone(), "requests_max", director.requests_max, 1, limits::REQUESTS_MAX)?;
+    check.range(span, "resend_body_bytes", director.resend_body_bytes, 0, limits::ARCHIVE_BYTES_MAX)
 }
 
 fn checked_session(table: Spanned<Session>, check: &Check<'_>) -> Result<Session> {
@@ -208,7 +216,7 @@ fn checked_timing(table: Spanned<Timing>, check: &Check<'_>) -> Result<Timing> {
 fn checked_memory(table: Spanned<Memory>, session: &Session, check: &Check<'_>) -> Result<Memory> {
     let span = table.span();
     let memory = table.into_inner();
-    check.range(span.clone(), "sessions_max", memory.sessions_max, 16, 1 << 28)?;
+    check.range(span.clone(), "sessions_max", memory.sessions_max, 16, limits::SLOTS_MAX)?;
     let heap_min = 4 * limits::CHUNK_BYTES_MIN.max(session.archive_bytes_max) as u64;
     check.range(span.clone(), "cache_bytes", memory.cache_bytes, heap_min, 1 << 40)?;
     check.range(span, "lease_bytes", memory.lease_bytes, heap_min, 1 << 40)?;

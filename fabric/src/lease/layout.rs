@@ -10,7 +10,7 @@
 //! compares them.
 
 use crate::error::{Error, ErrorKind, Origin, Result};
-use crate::limits::BLOCK_UNIT_BYTES;
+use crate::limits::{BLOCK_UNIT_BYTES, SLOTS_MAX};
 use std::fmt::Write as _;
 use std::mem::{offset_of, size_of};
 
@@ -28,7 +28,7 @@ pub const CELL_BYTES: usize = 64;
 /// Bytes of a slot: its two cells.
 pub const SLOT_BYTES: usize = 2 * CELL_BYTES;
 /// Most slots of a lease.
-pub const SLOT_COUNT_MAX: u32 = 1 << 26;
+pub const SLOT_COUNT_MAX: u32 = SLOTS_MAX;
 /// Largest heap: what 32 bits of 256-byte units can name.
 pub const HEAP_BYTES_MAX: u64 = (BLOCK_UNIT_BYTES as u64) << 32;
 

@@ -5,11 +5,7 @@ use crate::ident::Cookie;
 
 /// The first cookie of the configured name in a `Cookie` header that one of the keys has signed.
 pub(super) fn decode_header(header: &str, config: &Config) -> Option<Cookie> {
-    header
-        .split(';')
-        .filter_map(|pair| pair.trim().split_once('='))
-        .filter(|(name, _)| *name == config.session.cookie_name)
-        .find_map(|(_, value)| Cookie::decode(value.trim_matches('"'), &config.cluster.cookie_keys))
+    Cookie::in_header(header.as_bytes(), &config.session.cookie_name, &config.cluster.cookie_keys)
 }
 
 /// The value of a `Set-Cookie` header. The cookie ends with the browser's session; lifetimes are kept by the

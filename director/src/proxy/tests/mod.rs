@@ -2,6 +2,7 @@
 //! thread, so that a rule can be taken out for it.
 
 mod failure;
+mod linger;
 mod pass;
 mod route;
 

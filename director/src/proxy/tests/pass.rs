@@ -107,6 +107,55 @@ fn absolute_form_names_the_host() {
 }
 
 #[test]
+fn a_request_names_one_host() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let one = FakeNode::plain(1).await;
+        bench.publish(view(1, &[&one]));
+        for head in [
+            "GET / HTTP/1.1\r\n",
+            "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n",
+            "GET / HTTP/1.1\r\nhost: a\r\nhost: a\r\n",
+            "GET / HTTP/1.0\r\nhost: a\r\nhost: b\r\n",
+            "GET / HTTP/1.1\r\nhost:\r\n",
+            "GET / HTTP/1.1\r\nhost: a/b\r\n",
+            "GET / HTTP/1.1\r\nhost: me@a\r\n",
+            "GET http://me@a/ HTTP/1.1\r\nhost: a\r\n",
+            "GET http://a/ HTTP/1.1\r\nhost: a\r\nhost: b\r\n",
+        ] {
+            let answer = raw(&bench, &format!("{head}connection: close\r\n\r\n")).await;
+            assert!(answer.contains(" 400 "), "{head}: {answer}");
+        }
+        assert_eq!(one.got().len(), 0);
+        for host in ["a", "a:80", "127.0.0.1:80", "[::1]", "[::1]:80"] {
+            raw(&bench, &format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")).await;
+            assert_eq!(one.got().last().unwrap().headers["host"], host);
+        }
+    });
+}
+
+#[test]
+fn a_node_cannot_take_the_connection_for_another_protocol() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_buf(&mut Vec::new()).await.unwrap();
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: raw\r\n\r\nraw";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            pause(1000).await;
+        });
+        let nodes = vec![entry(Incarnation(1), address)];
+        let epoch = Epoch { term: 1, number: 1 };
+        bench.publish(View { epoch, copies: 1, nodes, ..View::default() });
+        let answer = bench.post("", "").await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
+    });
+}
+
+#[test]
 fn over_the_limit_is_a_503_at_once() {
     run(async {
         let bench = Arc::new(Bench::start(5000, "requests_max = 2").await);
