@@ -10,7 +10,7 @@
 //! fail for a name that no process passes. Callers: the steps themselves, in all crates; `tests/kills`.
 
 /// Every kill point. The part before the first full stop is the step that it belongs to.
-pub const POINTS: [&str; 67] = [
+pub const POINTS: [&str; 79] = [
     "push.begun",
     "push.block",
     "push.cell",
@@ -26,6 +26,18 @@ pub const POINTS: [&str; 67] = [
     "destroy.removed",
     "destroy.posted",
     "destroy.acked",
+    "destroy.fetched",
+    "regenerate.inserted",
+    "regenerate.published",
+    "regenerate.copied",
+    "regenerate.passed",
+    "regenerate.buried",
+    "touch.raised",
+    "touch.pushed",
+    "expire.asked",
+    "expire.answered",
+    "expire.swept",
+    "expire.buried",
     "lock.shard",
     "lock.joined",
     "lock.waiting",

@@ -73,6 +73,9 @@ impl<'a> Task<'a> {
             Stage::Leaving(leaving) => leaving.land(host, &mut hold).map(Next::Ended),
             Stage::Burial(burying, declare) => {
                 let burial = burying.land(host, &mut hold, declare);
+                if declare {
+                    kill_point!("expire.buried");
+                }
                 burial.map(|burial| Next::Ended(burial != Burial::Open))
             }
         };

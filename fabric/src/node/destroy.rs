@@ -56,13 +56,17 @@ pub(super) fn expire(host: &Host, mut hold: Hold, info: &EntryInfo) -> Result<()
     if !holds(Rule::R14Expiry) {
         return Ok(());
     }
-    entomb(host, &mut hold, &facts_of(&host.plan(), info), host.deadline())
+    kill_point!("expire.asked");
+    entomb(host, &mut hold, &facts_of(&host.plan(), info), host.deadline())?;
+    kill_point!("expire.answered");
+    Ok(())
 }
 
 /// Begins to end a session whose time is over, for who answers nobody and comes again.
 pub(super) fn begin_expiry(host: &Host, hold: &mut Hold, info: &EntryInfo) -> Result<Burying> {
     host.count(Counter::Expiries, 1);
     hold.remove(Version { counter: info.version.counter + 1, ..info.version })?;
+    kill_point!("expire.swept");
     begin_burial(host, hold, Instant::now())
 }
 

@@ -122,6 +122,7 @@ fn try_fetch(host: &Host, plan: &Plan, cookie: &Cookie, hold: &mut Hold) -> Resu
     if !copy.live || copy.expiry_ms <= host.clock.unix_ms() {
         // Final everywhere before it is said (R9, R14): a server that missed the tombstone must not revive
         // it.
+        kill_point!("destroy.fetched");
         if !declare_gone(host, plan, &[(id, copy.version)]) {
             return Err(Error::new(
                 ErrorKind::Unreachable,

@@ -272,6 +272,7 @@ pub(super) fn touch(host: &Host, hold: &mut Hold, facts: &mut Facts) -> Result<b
     let Some(before) = raise(host, hold, facts)? else { return Ok(false) };
     let reach =
         protect(host, hold, &host.plan(), &facts.stamp(), Cargo::Missing { same_since: Some(before) })?;
+    kill_point!("touch.pushed");
     facts.copies = reach.copies;
     Ok(true)
 }
@@ -291,6 +292,7 @@ pub(super) fn raise(host: &Host, hold: &mut Hold, facts: &mut Facts) -> Result<O
     let raised = Version { counter: before.counter + 1, ..before };
     let version = if holds(Rule::R13Touch) { raised } else { before };
     hold.touch(version, expiry_ms)?;
+    kill_point!("touch.raised");
     host.count(Counter::Touches, 1);
     facts.version = version;
     facts.expiry_ms = expiry_ms;

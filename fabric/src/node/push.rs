@@ -48,8 +48,10 @@ pub enum Cargo {
 /// What pushes reached.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Reach {
-    /// Distinct servers of the placement that have acked the version.
+    /// Distinct servers of the placement that have acked the version, as far as it may be reported.
     pub copies: u32,
+    /// The same, whether or not it may be reported.
+    pub acked: u32,
     /// Why these are fewer than the view asks for.
     pub short: Option<Short>,
     /// Pushes made.
@@ -190,6 +192,7 @@ fn judge(host: &Host, reach: Reach) -> Result<Reach> {
     if holds(Rule::R2SealByView) && host.cache.is_poisoned() {
         return Err(host.ownership_lost());
     }
+    let reach = Reach { acked: reach.copies, ..reach };
     if host.has_mandate() {
         return Ok(reach);
     }

@@ -3,13 +3,18 @@
 
 use super::destroy::entomb;
 use super::host::Counter;
-use super::open::{Access, Facts, OpenSession, touch};
+use super::open::{Access, Facts, OpenSession, timed_out, touch};
 use super::push::{Cargo, Stamp, protect};
+use super::session::Short;
 use crate::archive::{Builder, Head};
-use crate::cache::{EntryInit, Hold, Inserted};
+use crate::cache::{EntryInit, Hold, Inserted, PlaceInfo};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{SessionId, Version};
 use crate::rules::{Rule, holds};
+use std::time::{Duration, Instant};
+
+/// How long to wait before copies that could not be made are tried again.
+const PAUSE: Duration = Duration::from_millis(2);
 
 impl OpenSession {
     /// Moves the committed state to a new id: under both ids' locks the new copy is acked, then the old
@@ -26,11 +31,13 @@ impl OpenSession {
         let Inserted::Granted(mut new_hold) = host.cache.insert(&id, init)? else {
             return Err(Error::new(ErrorKind::Conflict, Origin::Node, "a new random id exists already"));
         };
+        kill_point!("regenerate.inserted");
         let epoch = host.plan().view.epoch.number.max(self.facts.version.epoch);
         let mut facts =
             Facts { id, version: Version { epoch, counter: 0 }, copies: 0, adopted: false, ..self.facts };
         if self.archive().is_some() {
             self.copy_to(&mut new_hold, &mut facts)?;
+            kill_point!("regenerate.copied");
         }
         let old = (std::mem::replace(&mut self.access, Access::Exclusive(new_hold)), self.facts);
         self.facts = facts;
@@ -40,14 +47,18 @@ impl OpenSession {
         if old_hold.bytes().is_empty() || !holds(Rule::R15Regenerate) {
             return Ok(());
         }
-        entomb(&host, &mut old_hold, &old_facts, host.deadline())
+        kill_point!("regenerate.passed");
+        entomb(&host, &mut old_hold, &old_facts, host.deadline())?;
+        kill_point!("regenerate.buried");
+        Ok(())
     }
 
     /// Publishes the committed archive under the new id and has it acked by every server of its placement
-    /// that is up.
-    fn copy_to(&self, hold: &mut Hold, facts: &mut Facts) -> Result<()> {
+    /// that is up: by no fewer than have it under the old id, as far as the view allows, because what was
+    /// acked there is about to be buried. On error nothing is left of the new id.
+    fn copy_to(&mut self, hold: &mut Hold, facts: &mut Facts) -> Result<()> {
+        let host = self.host.clone();
         let Some(archive) = self.archive() else { return Ok(()) };
-        let host = &self.host;
         facts.version.counter = 1;
         let head = Head {
             id: facts.id,
@@ -61,20 +72,48 @@ impl OpenSession {
         let bytes = builder.build(&head, archive.iter(), &host.archive_limits())?;
         hold.stage(bytes.len() as u32)?.copy_from_slice(bytes);
         hold.publish(facts.version, facts.expiry_ms)?;
+        kill_point!("regenerate.published");
         let deadline = host.deadline();
         host.wait_plan(deadline, |plan| !plan.may_wait_for(facts.id));
-        let stamp = Stamp { id: facts.id, version: facts.version, expiry_ms: facts.expiry_ms };
-        let reach = protect(host, hold, &host.plan(), &stamp, Cargo::Archive);
-        match reach {
-            Ok(reach) => {
-                facts.copies = reach.copies;
-                touch(host, hold, facts)?;
-                Ok(())
-            }
+        let reached = self.reach(hold, facts, deadline);
+        let touched = reached.and_then(|copies| {
+            facts.copies = copies;
+            touch(&host, hold, facts)
+        });
+        match touched {
+            Ok(_) => Ok(()),
             Err(error) => {
-                entomb(host, hold, facts, deadline)?;
+                entomb(&host, hold, facts, deadline)?;
                 Err(error)
             }
+        }
+    }
+
+    /// Copies the new id until it is as safe as the old one is.
+    fn reach(&mut self, hold: &mut Hold, facts: &Facts, deadline: Instant) -> Result<u32> {
+        let host = self.host.clone();
+        let stamp = Stamp { id: facts.id, version: facts.version, expiry_ms: facts.expiry_ms };
+        let mut cargo = Cargo::Archive;
+        loop {
+            let plan = host.plan().clone();
+            let reach = protect(&host, hold, &plan, &stamp, cargo)?;
+            let places = self.hold()?.info()?.places;
+            let safe = |place: &&PlaceInfo| {
+                place.acked.is_some() && place.block.is_some() && plan.view.server(place.server).is_some()
+            };
+            let wanted = (places.iter().filter(safe).count() as u32).min(plan.copies_possible());
+            if reach.acked >= wanted || !holds(Rule::R15Regenerate) {
+                return Ok(reach.copies);
+            }
+            if reach.short == Some(Short::LeaseFull) {
+                let context = "a session server has no room for the session under its new id";
+                return Err(Error::new(ErrorKind::Full, Origin::Node, context));
+            }
+            if Instant::now() >= deadline {
+                return Err(timed_out(&host, "the copies of the session's new id"));
+            }
+            host.clock.sleep(PAUSE);
+            cargo = Cargo::Missing { same_since: None };
         }
     }
 }

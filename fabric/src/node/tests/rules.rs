@@ -343,6 +343,31 @@ fn r15_a_new_id_ends_the_old_one_and_keeps_the_data() {
     });
 }
 
+/// What was acked under the old id is not buried for a new id that no server has.
+#[test]
+fn r15_a_new_id_without_copies_leaves_the_old_one_as_it_was() {
+    assert_teeth(Rule::R15Regenerate, || {
+        let mut world = World::slow(2, 2, 1, 50, Slowness::default());
+        let host = world.host("n1");
+        let at = |cookie: &Cookie| host.plan().places_of(cookie.id).next().unwrap().0.name.clone();
+        let mut cookie = (0..200).map(|_| create(&host, 1).0).find(|cookie| at(cookie) == "s1").unwrap();
+        let wire = world.on_server("s2", |server| server.wires[0].clone());
+        wire.set(Slowness { held: true, ..Slowness::default() });
+        // Until a new id falls to s2.
+        for _ in 0..60 {
+            let mut session = open(&host, &cookie);
+            let renewed = session.regenerate();
+            if renewed.is_err() {
+                break;
+            }
+            expect(session.facts.copies, 1)?;
+            cookie.id = session.facts.id;
+        }
+        world.end_node("n1");
+        expect(number(&world.host("n2"), &cookie), Ok(1))
+    });
+}
+
 /// Smallest blocks in a chunk of a heap, which is as many as are taken before one is taken again.
 const BLOCKS: i64 = 4096;
 
