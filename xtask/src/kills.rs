@@ -4,15 +4,24 @@ use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
 use std::process::{Command, Stdio};
 
+/// Kills of a run in CI.
+const KILLS: u64 = 300;
+
 /// Options of `cargo x kills`.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// How many processes are killed, at least
-    #[arg(long, default_value_t = 300)]
+    #[arg(long, default_value_t = KILLS)]
     pub kills: u64,
     /// Decides the order of events; printed by each run
     #[arg(long)]
     pub seed: Option<u64>,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self { kills: KILLS, seed: None }
+    }
 }
 
 /// Runs the command.

@@ -3,6 +3,9 @@
 //! A session is a record. Who wants to create, destroy or examine it takes the record by one compare-and-swap
 //! that names its worker, so that the test knows what a dead worker leaves in doubt. Changes need no taking:
 //! the session's own lock orders them, and the numbers in the record only rise.
+//!
+//! A session names its page, so that one whose id nobody knows can be told from one that came back: only a
+//! process that dies while it gives a session a new id leaves such an orphan, and that is noted.
 
 use selvage_fabric::ident::{Cookie, Incarnation, SessionId};
 use selvage_fabric::kill::Board;
@@ -10,15 +13,22 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Sessions.
-pub const RECORDS: usize = 160;
+pub const RECORDS: usize = 220;
 /// Workers.
 pub const WORKERS: usize = 6;
 /// Threads of each.
 pub const THREADS: usize = 2;
 const HEAD: usize = 64;
-const WORDS: usize = 9;
+const WORDS: usize = 11;
 /// Bits of a number; above them is the life of the record.
 const LIFE_SHIFT: u32 = 32;
+/// Bits of a record's life in the name of its page.
+const PAGE_SHIFT: u32 = 32;
+/// Ends in doubt of sessions that were about to get a new id, the newest of which are remembered.
+const ORPHANS: usize = 4096;
+/// Sessions about which the test may ask at once, and the words of each.
+pub const QUESTIONS: usize = 16;
+const QUESTION_WORDS: usize = 4;
 
 /// What a record is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,24 +43,41 @@ pub enum State {
     Doubt,
     /// It was destroyed: whoever opens it must not find it.
     Gone,
+    /// Nobody uses it until its time is over.
+    Left,
+    /// A worker gives it a new id.
+    Renewed,
 }
 
-/// A record's state, who has it, and which life of it this is.
+/// A question about a session of which the book does not know.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Question {
+    Free,
+    /// Its node shall look.
+    Asked,
+    /// It was one that may be there, and is gone now.
+    Settled,
+}
+
+/// A record's state, who has it, which life of it this is, and which id of that life.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mark {
     pub state: State,
     pub worker: u64,
+    pub turn: u64,
     pub life: u64,
 }
 
 impl Mark {
     fn word(self) -> u64 {
-        self.life << 16 | self.worker << 8 | self.state as u64
+        self.life << 24 | (self.turn & 0xff) << 16 | self.worker << 8 | self.state as u64
     }
 
     fn of(word: u64) -> Self {
-        let states = [State::Empty, State::Taken, State::Live, State::Doubt, State::Gone];
-        Self { state: states[(word & 0xff) as usize], worker: word >> 8 & 0xff, life: word >> 16 }
+        let states =
+            [State::Empty, State::Taken, State::Live, State::Doubt, State::Gone, State::Left, State::Renewed];
+        let (worker, turn) = (word >> 8 & 0xff, word >> 16 & 0xff);
+        Self { state: states[(word & 0xff) as usize], worker, turn, life: word >> 24 }
     }
 }
 
@@ -65,6 +92,8 @@ pub enum Wish {
     Leave = 2,
     /// Open every session, and enter that it was found here.
     Audit = 3,
+    /// Destroy what is in doubt or left alone.
+    Settle = 4,
 }
 
 /// The whole book.
@@ -77,18 +106,20 @@ pub struct Book {
 #[derive(Clone, Copy)]
 pub struct Record {
     words: &'static [AtomicU64],
+    index: usize,
 }
 
 impl Book {
     pub fn open(path: &Path) -> Self {
-        let board = Board::open(path, HEAD + RECORDS * WORDS).unwrap();
+        let own = HEAD + RECORDS * WORDS + ORPHANS + QUESTIONS * QUESTION_WORDS;
+        let board = Board::open(path, own).unwrap();
         let words = board.own();
         Self { board, words }
     }
 
     pub fn record(&self, at: usize) -> Record {
         let from = HEAD + at * WORDS;
-        Record { words: &self.words[from..from + WORDS] }
+        Record { words: &self.words[from..from + WORDS], index: at }
     }
 
     pub fn records(&self) -> impl Iterator<Item = Record> {
@@ -98,13 +129,14 @@ impl Book {
     /// What a worker shall do; each wish has a number, so that it is known who has seen it.
     pub fn wish(&self, worker: usize) -> (Wish, u64) {
         let word = self.words[2 + worker].load(Ordering::SeqCst);
-        let wish = [Wish::Work, Wish::Rest, Wish::Leave, Wish::Audit][(word & 3) as usize];
+        let wishes = [Wish::Work, Wish::Rest, Wish::Leave, Wish::Audit, Wish::Settle];
+        let wish = wishes[(word & 7) as usize];
         (wish, word)
     }
 
     pub fn set_wish(&self, worker: usize, wish: Wish) {
         let word = self.words[2 + worker].load(Ordering::SeqCst);
-        self.words[2 + worker].store((word | 3) + 1 + wish as u64, Ordering::SeqCst);
+        self.words[2 + worker].store((word | 7) + 1 + wish as u64, Ordering::SeqCst);
     }
 
     /// A thread of a worker has done what was wished for, or waits because of it.
@@ -145,15 +177,82 @@ impl Book {
         &self.words[43]
     }
 
+    pub fn expired(&self) -> &AtomicU64 {
+        &self.words[44]
+    }
+
+    pub fn renewed(&self) -> &AtomicU64 {
+        &self.words[45]
+    }
+
     /// After the death of a worker: what it had taken is in doubt.
     pub fn doubt(&self, worker: usize) {
         for record in self.records() {
             let mark = record.mark();
-            if mark.state == State::Taken && mark.worker == worker as u64 {
+            let taken = matches!(mark.state, State::Taken | State::Renewed);
+            if taken && mark.worker == worker as u64 {
+                if mark.state == State::Renewed {
+                    self.note_orphan(record.page(mark.life));
+                }
                 assert!(record.pass(mark, Mark { state: State::Doubt, ..mark }));
             }
         }
     }
+
+    /// There may be a session of this page under an id that nobody knows.
+    pub fn note_orphan(&self, page: u64) {
+        let at = self.words[46].fetch_add(1, Ordering::SeqCst) as usize % ORPHANS;
+        self.orphans()[at].store(page, Ordering::SeqCst);
+    }
+
+    pub fn may_be_orphan(&self, page: u64) -> bool {
+        self.orphans().iter().any(|orphan| orphan.load(Ordering::SeqCst) == page)
+    }
+
+    fn orphans(&self) -> &'static [AtomicU64] {
+        &self.words[HEAD + RECORDS * WORDS..][..ORPHANS]
+    }
+
+    fn question_words(&self, at: usize) -> &'static [AtomicU64] {
+        &self.words[HEAD + RECORDS * WORDS + ORPHANS + at * QUESTION_WORDS..][..QUESTION_WORDS]
+    }
+
+    /// Asks the workers of a node about a session.
+    pub fn ask(&self, at: usize, node: usize, id: SessionId) {
+        let words = self.question_words(at);
+        for (word, value) in words.iter().zip(id_words(id)) {
+            word.store(value, Ordering::SeqCst);
+        }
+        words[2].store(node as u64, Ordering::SeqCst);
+        words[3].store(Question::Asked as u64, Ordering::SeqCst);
+    }
+
+    /// What stands in the place of a question, and whom it is about.
+    pub fn question(&self, at: usize) -> (Question, usize, SessionId) {
+        let words = self.question_words(at);
+        let state = match words[3].load(Ordering::SeqCst) {
+            0 => Question::Free,
+            1 => Question::Asked,
+            _ => Question::Settled,
+        };
+        let load = |at: usize| words[at].load(Ordering::SeqCst);
+        (state, load(2) as usize, id_of([load(0), load(1)]))
+    }
+
+    pub fn answer(&self, at: usize, answer: Question) {
+        self.question_words(at)[3].store(answer as u64, Ordering::SeqCst);
+    }
+}
+
+fn id_words(id: SessionId) -> [u64; 2] {
+    [0, 8].map(|from| u64::from_le_bytes(id.0[from..from + 8].try_into().unwrap()))
+}
+
+fn id_of(words: [u64; 2]) -> SessionId {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&words[0].to_le_bytes());
+    id[8..].copy_from_slice(&words[1].to_le_bytes());
+    SessionId(id)
 }
 
 impl Record {
@@ -167,27 +266,52 @@ impl Record {
     }
 
     pub fn cookie(&self) -> Cookie {
-        let mut id = [0; 16];
-        id[..8].copy_from_slice(&self.words[1].load(Ordering::SeqCst).to_le_bytes());
-        id[8..].copy_from_slice(&self.words[2].load(Ordering::SeqCst).to_le_bytes());
-        Cookie { id: SessionId(id), host: Incarnation(self.words[3].load(Ordering::SeqCst)) }
+        let [low, high, host] = [1, 2, 3].map(|at| self.words[at].load(Ordering::SeqCst));
+        Cookie { id: id_of([low, high]), host: Incarnation(host) }
     }
 
     pub fn set_cookie(&self, cookie: &Cookie) {
-        let word = |from: usize| u64::from_le_bytes(cookie.id.0[from..from + 8].try_into().unwrap());
-        self.words[1].store(word(0), Ordering::SeqCst);
-        self.words[2].store(word(8), Ordering::SeqCst);
-        self.set_host(cookie.host);
+        let [low, high] = id_words(cookie.id);
+        self.words[1].store(low, Ordering::SeqCst);
+        self.words[2].store(high, Ordering::SeqCst);
+        self.words[3].store(cookie.host.0, Ordering::SeqCst);
     }
 
-    pub fn set_host(&self, host: Incarnation) {
-        self.words[3].store(host.0, Ordering::SeqCst);
+    /// The session has moved, unless the record is another session's by now.
+    pub fn set_host(&self, from: Incarnation, to: Incarnation) {
+        let _ = self.words[3].compare_exchange(from.0, to.0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// What a session of that life of the record says where it belongs.
+    pub fn page(&self, life: u64) -> u64 {
+        (self.index as u64) << PAGE_SHIFT | life
+    }
+
+    /// Its number among the records.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// A new session begins in the record.
     pub fn begin(&self, life: u64) {
         self.words[4].store(life << LIFE_SHIFT, Ordering::SeqCst);
         self.words[5].store(life << LIFE_SHIFT, Ordering::SeqCst);
+        self.words[9].store(0, Ordering::SeqCst);
+        self.words[10].store(0, Ordering::SeqCst);
+    }
+
+    /// Before this time, Unix ms, it must not expire: every copy has acked it.
+    pub fn expiry_ms(&self) -> u64 {
+        self.words[9].load(Ordering::SeqCst)
+    }
+
+    pub fn expires_at(&self, expiry_ms: u64) {
+        self.words[9].fetch_max(expiry_ms, Ordering::SeqCst);
+    }
+
+    /// How often its time was found longer than known since it was left alone.
+    pub fn extensions(&self) -> &AtomicU64 {
+        &self.words[10]
     }
 
     /// The highest number that anybody tried to write in a life of the record.

@@ -1,14 +1,16 @@
 //! The cluster under fire: a director, three session servers and two web nodes of three workers each.
 
-use crate::book::{Book, WORKERS, Wish};
+use crate::book::{Book, QUESTIONS, Question, State, WORKERS, Wish};
 use crate::worker::VIOLATION;
 use rustix::process::{Pid, Signal};
-use selvage_fabric::cache::Cache;
+use selvage_fabric::cache::{Cache, EntryState};
+use selvage_fabric::ident::SessionId;
 use selvage_fabric::kill::BOARD_VARIABLE;
 use selvage_fabric::sync::LockFile;
 use selvage_tests::admin::AdminView;
 use selvage_tests::cluster::{Cluster, Options};
 use selvage_tests::product::{Daemons, Product};
+use std::collections::{BTreeMap, HashSet};
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -21,7 +23,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub const LONG: Duration = Duration::from_millis(2800);
 pub const NODES: usize = 2;
 const TABLES: &str = "[memory]\nsessions_max = 512\ncache_bytes = 8388608\nlease_bytes = 8388608\n\
-    \n[session]\narchive_bytes_max = 65536\nwait_ms = 1500\n\n\
+    \n[session]\narchive_bytes_max = 65536\nwait_ms = 1500\nidle_s = 12\n\n\
     [timing]\nheartbeat_ms = 25\nmandate_ms = 250\nsilence_ms = 400\n";
 
 pub struct Field {
@@ -33,6 +35,10 @@ pub struct Field {
     _dir: tempfile::TempDir,
     /// Processes that ended because they were killed.
     pub deaths: u64,
+    /// What each node's cache had when it was looked at last.
+    hosted: [Vec<SessionId>; NODES],
+    /// Sessions that got a new id while their worker died, and were destroyed.
+    settled: HashSet<SessionId>,
 }
 
 impl Field {
@@ -55,7 +61,17 @@ impl Field {
         };
         let cluster = Some(Cluster::start(product, options).await.unwrap());
         let workers = (0..WORKERS).map(|_| None).collect();
-        let mut field = Self { book, cluster, workers, program, board, _dir: dir, deaths: 0 };
+        let mut field = Self {
+            book,
+            cluster,
+            workers,
+            program,
+            board,
+            _dir: dir,
+            deaths: 0,
+            hosted: [const { Vec::new() }; NODES],
+            settled: HashSet::new(),
+        };
         (0..WORKERS).for_each(|worker| field.start(worker));
         field
     }
@@ -99,7 +115,13 @@ impl Field {
         for worker in 0..WORKERS {
             let ended = self.workers[worker].as_mut().and_then(|child| child.try_wait().unwrap());
             if let Some(status) = ended {
-                self.died(worker, status);
+                let leaves = self.book.wish(worker).0 == Wish::Leave;
+                if !(leaves && status.success()) {
+                    self.died(worker, status);
+                }
+                if leaves {
+                    self.book.set_wish(worker, Wish::Work);
+                }
                 self.start(worker);
             }
         }
@@ -214,6 +236,71 @@ impl Field {
         }
     }
 
+    /// At rest, after `check_caches`: what is hosted is what the book names, each session by one node.
+    /// A session that is not in the book must be one that got a new id while its worker died.
+    pub fn check_hosted(&mut self) {
+        let mut wrong = Vec::new();
+        self.until_at_most(SOON, |field| {
+            wrong = field.strangers();
+            if wrong.is_empty() {
+                return true;
+            }
+            // It changes by what the workers have done since, or by what is just on its way.
+            let looks = (1..=NODES).filter_map(|node| field.look(node).err());
+            wrong.extend(looks);
+            false
+        });
+        assert!(wrong.is_empty(), "{wrong:#?}\n{}", self.logs());
+    }
+
+    /// Looks for hosted sessions that should not be, and asks the workers about them.
+    fn strangers(&mut self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        for at in 0..QUESTIONS {
+            let (question, _, id) = self.book.question(at);
+            if question == Question::Settled {
+                self.settled.insert(id);
+                self.book.answer(at, Question::Free);
+            }
+        }
+        let may_be = |state| !matches!(state, State::Empty | State::Gone);
+        let known: HashSet<SessionId> = self
+            .book
+            .records()
+            .filter(|record| may_be(record.mark().state))
+            .map(|record| record.cookie().id)
+            .collect();
+        let mut hosts: BTreeMap<SessionId, Vec<usize>> = BTreeMap::new();
+        for (node, ids) in self.hosted.iter().enumerate() {
+            ids.iter().for_each(|id| hosts.entry(*id).or_default().push(node));
+        }
+        for (id, nodes) in hosts {
+            if nodes.len() > 1 {
+                wrong.push(format!("session {id} is hosted by both nodes"));
+            }
+            if known.contains(&id) {
+                continue;
+            }
+            assert!(!self.settled.contains(&id), "session {id} was destroyed, and is back\n{}", self.logs());
+            wrong.push(format!("session {id} is hosted by {nodes:?}, and the book does not know it"));
+            let questions = || (0..QUESTIONS).map(|at| (at, self.book.question(at)));
+            let asked =
+                questions().any(|(_, (question, _, about))| question == Question::Asked && about == id);
+            let free = questions().find(|(_, (question, ..))| *question == Question::Free);
+            if let (false, Some((at, _))) = (asked, free) {
+                self.book.ask(at, nodes[0], id);
+            }
+        }
+        wrong
+    }
+
+    /// The sessions that the nodes' caches had when they were looked at last, each as often as it is hosted.
+    pub fn hosted(&self) -> Vec<SessionId> {
+        let mut all: Vec<SessionId> = self.hosted.iter().flatten().copied().collect();
+        all.sort_unstable();
+        all
+    }
+
     fn look(&mut self, node: usize) -> Result<Vec<String>, String> {
         let folder = self.cluster().folder().unwrap().path().join(format!("node-n{node}"));
         let text = |error: selvage_fabric::error::Error| error.to_string();
@@ -226,6 +313,10 @@ impl Field {
         if cache.is_poisoned() {
             return Err("it is poisoned".into());
         }
+        let hosted = (0..cache.spec().sessions_max).map(|index| cache.entry(index));
+        let hosted = hosted.collect::<Result<Vec<_>, _>>().map_err(text)?.into_iter().flatten();
+        let live = hosted.filter(|info| info.state == EntryState::Live).map(|info| info.id);
+        self.hosted[node - 1] = live.collect();
         let dead = cache.processes().into_iter().filter(|process| !process.alive);
         let mut wrong: Vec<String> = dead.map(|process| format!("not repaired: {process:?}")).collect();
         wrong.extend(cache.verify().map_err(text)?);
@@ -261,24 +352,13 @@ impl Field {
         for worker in Self::workers_of(node) {
             self.book.set_wish(worker, Wish::Leave);
         }
-        let deadline = Instant::now() + SOON;
-        for worker in Self::workers_of(node) {
-            let mut child = self.workers[worker].take().unwrap();
-            let status = loop {
-                if let Some(status) = child.try_wait().unwrap() {
-                    break status;
-                }
-                assert!(Instant::now() < deadline, "worker {worker} does not leave\n{}", self.logs());
-                std::thread::sleep(Duration::from_millis(2));
-            };
-            if !status.success() {
-                self.died(worker, status);
-            }
-        }
-        for worker in Self::workers_of(node) {
-            self.book.set_wish(worker, Wish::Work);
-            self.start(worker);
-        }
+    }
+
+    /// Waits for those who leave.
+    pub fn until_all_are_back(&mut self) {
+        self.until("who left is back", |field| {
+            (0..WORKERS).all(|worker| field.book.wish(worker).0 != Wish::Leave)
+        });
     }
 }
 

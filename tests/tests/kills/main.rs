@@ -13,6 +13,7 @@
 
 mod book;
 mod field;
+mod lives;
 mod rounds;
 mod worker;
 

@@ -1,9 +1,10 @@
 //! The rounds: orders at some points, whatever brings processes there, and what must be true afterwards.
 
 use crate::book::{State, Wish};
-use crate::field::{Field, LONG, NODES};
+use crate::field::{Field, LONG, NODES, SOON};
+use selvage_fabric::ident::SessionId;
 use selvage_fabric::kill::{Order, POINTS, number};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A process that was sent to a point is there after this time, or was not sent well.
@@ -14,6 +15,12 @@ const TRIES: u32 = 12;
 const CROWD: u64 = 200;
 /// Rounds in which processes are stopped instead of killed, one in so many kills.
 const STOP_EVERY: u64 = 40;
+/// Points at which processes stop in one round.
+const STOPS: usize = 4;
+/// A run of so many kills also stops a process at every point.
+const LONG_RUN: u64 = 2000;
+/// Longer than the newest heartbeat can be old.
+const BEAT: Duration = Duration::from_millis(60);
 
 /// What brings a process to a point.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +51,7 @@ fn cause(point: &str) -> Cause {
         "quarantine.passed" | "quarantine.asked" | "quarantine.superseded" => Cause::OpenPush,
         "steward.rebuilding" => Cause::Locked,
         "seal.reported" | "steward.beat" | "steward.mandate" => Cause::Load,
+        "destroy.fetched" => Cause::Node,
         "start.server" => Cause::Server,
         "start.director" => Cause::Director,
         _ => match point.split_once('.').map(|(step, _)| step) {
@@ -61,6 +69,11 @@ fn cause(point: &str) -> Cause {
 fn hits_servers(point: &str) -> bool {
     cause(point) == Cause::Server
         || matches!(point, "seal.word" | "seal.indexed" | "seal.reported" | "start.lease")
+}
+
+/// Whether a point is passed about once a second: when the time of a session is over or gets longer.
+fn is_rare(point: &str) -> bool {
+    point.starts_with("expire.") || point.starts_with("touch.")
 }
 
 /// SplitMix64: a whole sequence of well mixed numbers from any seed.
@@ -88,7 +101,8 @@ struct Run {
     dice: Dice,
     /// Kills at each point.
     killed: Vec<u64>,
-    stopped: u64,
+    /// Stops at each point.
+    stopped: Vec<u64>,
     rounds: u64,
 }
 
@@ -100,25 +114,36 @@ pub fn run(seed: u64, kills: u64) {
 
 async fn fight(seed: u64, kills: u64) {
     let began = Instant::now();
-    let field = Field::new().await;
-    let mut run = Run { field, dice: Dice(seed), killed: vec![0; POINTS.len()], stopped: 0, rounds: 0 };
+    let (field, none) = (Field::new().await, vec![0; POINTS.len()]);
+    let mut run = Run { field, dice: Dice(seed), killed: none.clone(), stopped: none, rounds: 0 };
     run.field.until_whole().await;
     run.field.until("sessions are made", |field| field.book.acks().load(Ordering::Relaxed) > 300);
     // First each point, then those that work passes by itself, mostly.
-    for point in run.dice.shuffled((0..POINTS.len()).collect()) {
+    let mut points = run.dice.shuffled((0..POINTS.len()).collect());
+    // Sessions whose time is over come last: they need that time.
+    points.sort_by_key(|at| is_rare(POINTS[*at]));
+    for point in points {
         run.visit(point).await;
         run.say(began);
     }
-    let busy: Vec<usize> = (0..POINTS.len()).filter(|at| cause(POINTS[*at]) == Cause::Load).collect();
-    let busy: Vec<usize> = busy.into_iter().filter(|at| !hits_servers(POINTS[*at])).collect();
+    if kills >= LONG_RUN {
+        for point in run.dice.shuffled((0..POINTS.len()).collect()) {
+            run.visit_by_stop(point).await;
+            run.say(began);
+        }
+    }
+    let load: Vec<usize> = (0..POINTS.len()).filter(|at| cause(POINTS[*at]) == Cause::Load).collect();
+    let is_busy = |at: &usize| !hits_servers(POINTS[*at]) && !is_rare(POINTS[*at]);
+    let busy: Vec<usize> = load.iter().copied().filter(is_busy).collect();
     let mut stops = 0;
     while run.kills() < kills {
         if run.kills() / STOP_EVERY > stops {
             stops = run.kills() / STOP_EVERY;
-            run.stop(&busy).await;
+            let points = run.dice.shuffled(load.clone());
+            run.stop(&points[..STOPS]).await;
         } else if run.dice.below(20) == 0 {
             let point = run.dice.below(POINTS.len() as u64) as usize;
-            run.strike(&[point], 1).await;
+            run.strike(&[point], CROWD / 4).await;
         } else {
             let points = [0; 3].map(|_| busy[run.dice.below(busy.len() as u64) as usize]);
             run.strike(&points, CROWD).await;
@@ -136,7 +161,7 @@ impl Run {
     fn say(&mut self, began: Instant) {
         self.rounds += 1;
         if self.rounds.is_multiple_of(50) {
-            let (kills, stops) = (self.kills(), self.stopped);
+            let (kills, stops) = (self.kills(), self.stopped.iter().sum::<u64>());
             println!("{:.0} s: {kills} kills, {stops} stops", began.elapsed().as_secs_f64());
         }
     }
@@ -144,14 +169,24 @@ impl Run {
     /// Until somebody has died at a point.
     async fn visit(&mut self, point: usize) {
         for _ in 0..TRIES {
-            let crowd = if cause(POINTS[point]) == Cause::Load { CROWD / 4 } else { 1 };
-            self.strike(&[point], crowd).await;
+            self.strike(&[point], CROWD / 4).await;
             if self.killed[point] > 0 {
                 return;
             }
         }
         let passes = self.field.book.board.passes(point);
         panic!("nobody died at {} in {TRIES} tries; it was passed {passes} times", POINTS[point]);
+    }
+
+    /// Until somebody has stopped at a point for long.
+    async fn visit_by_stop(&mut self, point: usize) {
+        for _ in 0..TRIES {
+            self.stop(&[point]).await;
+            if self.stopped[point] > 0 {
+                return;
+            }
+        }
+        panic!("nobody stopped at {} in {TRIES} tries", POINTS[point]);
     }
 
     /// One round of kills, and what must be true after it.
@@ -167,7 +202,7 @@ impl Run {
         }
         let prepared = began.elapsed().as_millis();
         for point in points {
-            let pass = 1 + self.dice.below(crowd) as u32;
+            let pass = self.pass(*point, crowd);
             self.field.book.board.order(*point, Order::Kill(pass));
         }
         self.bring(cause(POINTS[points[0]]));
@@ -187,10 +222,18 @@ impl Run {
                 self.killed[point] += 1;
             }
         }
+        self.field.until_all_are_back();
         self.check(servers).await;
         if std::env::var_os("SELVAGE_LOG").is_some() {
             println!("arrived {prepared}-{arrived}, checked {} ms", began.elapsed().as_millis());
         }
+    }
+
+    /// Which pass of a point counts, of so many at points that changes pass all the time.
+    fn pass(&mut self, point: usize, crowd: u64) -> u32 {
+        let name = POINTS[point];
+        let crowd = if cause(name) == Cause::Load && !is_rare(name) { crowd } else { 1 };
+        1 + self.dice.below(crowd) as u32
     }
 
     /// Brings processes to a point.
@@ -217,8 +260,7 @@ impl Run {
         self.field.book.copies_that_count().store(2, Ordering::SeqCst);
         self.field.wish(Wish::Rest);
         self.field.until_confirmed();
-        // Longer than the newest heartbeat can be old.
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        tokio::time::sleep(BEAT).await;
         self.field.until_whole().await;
         self.field.wish(Wish::Work);
     }
@@ -228,6 +270,7 @@ impl Run {
         self.field.wish(Wish::Rest);
         self.field.until_confirmed();
         self.field.check_caches();
+        self.field.check_hosted();
         if servers {
             self.field.until_whole().await;
             self.field.book.copies_that_count().store(1, Ordering::SeqCst);
@@ -237,12 +280,15 @@ impl Run {
 
     /// Processes stop at several points, for longer than every timeout, and go on or are killed.
     async fn stop(&mut self, points: &[usize]) {
-        let points = self.dice.shuffled(points.to_vec());
-        let points = &points[..3];
+        let servers = points.iter().any(|point| hits_servers(POINTS[*point]));
+        if servers {
+            self.prepare_for_loss().await;
+        }
         for point in points {
-            let pass = 1 + self.dice.below(CROWD) as u32;
+            let pass = self.pass(*point, CROWD);
             self.field.book.board.order(*point, Order::Stop(pass));
         }
+        self.bring(cause(POINTS[points[0]]));
         let all = |field: &mut Field| points.iter().all(|point| field.book.board.victim(*point).is_some());
         self.field.until_at_most(ARRIVAL, all);
         for point in points {
@@ -251,52 +297,95 @@ impl Run {
         self.field.until_at_most(LONG, |_| false);
         for point in points {
             let Some(pid) = self.field.book.board.victim(*point) else { continue };
-            self.stopped += 1;
+            self.stopped[*point] += 1;
             self.field.book.board.resume(*point);
             self.field.wake(pid);
         }
+        self.field.until_all_are_back();
         self.field.until_whole().await;
-        self.check(false).await;
+        self.check(servers).await;
     }
 
     async fn end(mut self, began: Instant) {
-        // Whatever is in doubt is cleared up, then every session is looked for on every node.
-        self.field.until("nothing is in doubt", |field| {
-            field.book.records().all(|record| record.mark().state != State::Doubt)
-        });
+        let live = loop {
+            match self.audit().await {
+                Some(live) => break live,
+                None => println!("a session's time was over in the middle of the audit: once more"),
+            }
+        };
+        // What the nodes count and report is the truth.
+        let deadline = Instant::now() + SOON;
+        loop {
+            let view = self.field.until_whole().await;
+            if view.sessions() == live {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{live} sessions are hosted, and the view says {view:?}");
+        }
+        assert!(self.killed.iter().all(|kills| *kills > 0), "a point has killed nobody");
+        let figures = self.figures(live, began);
+        self.field.end();
+        println!("{figures}; lost: 0, come back: 0, left over: 0");
+    }
+
+    /// Clears up what is in doubt, then looks for every session on every node: exactly those of the book must
+    /// be there, each once. `None`: the audit took longer than a session lives.
+    async fn audit(&mut self) -> Option<u64> {
+        self.field.wish(Wish::Settle);
+        self.field.until_confirmed();
         self.field.wish(Wish::Rest);
         self.field.until_confirmed();
         self.field.until_whole().await;
-        let live = self.field.book.records().filter(|record| record.mark().state == State::Live).count();
+        self.field.book.records().for_each(|record| record.found().store(0, Ordering::SeqCst));
+        let all = |field: &Field| {
+            let live = field.book.records().filter(|record| record.mark().state == State::Live);
+            let mut ids: Vec<SessionId> = live.map(|record| record.cookie().id).collect();
+            ids.sort_unstable();
+            ids
+        };
+        let before = all(&self.field);
         self.field.wish(Wish::Audit);
         self.field.until_confirmed();
+        if all(&self.field) != before {
+            return None;
+        }
         for record in self.field.book.records().filter(|record| record.mark().state == State::Live) {
             let found = record.found().load(Ordering::SeqCst);
             // Each worker of its host.
             assert_eq!(found, 3, "session {} is hosted by {found} of 3 workers", record.cookie().id);
         }
-        let view = self.field.until_whole().await;
-        assert_eq!(
-            view.sessions(),
-            live as u64,
-            "no session is hosted twice, and none is forgotten: {view:?}"
-        );
         self.field.check_caches();
+        self.field.check_hosted();
+        assert_eq!(self.field.hosted(), before, "what the nodes host is not what the book says");
+        Some(before.len() as u64)
+    }
+
+    fn figures(&self, live: u64, began: Instant) -> String {
         let book = &self.field.book;
-        let words = [book.operations(), book.acks(), book.destroyed(), book.adopted(), book.failures()];
-        let [operations, acks, destroyed, adopted, failures] = words.map(|word| word.load(Ordering::Relaxed));
+        let number = |word: &AtomicU64| word.load(Ordering::Relaxed);
         for (at, name) in POINTS.iter().enumerate() {
-            println!("{name:24} {:9} passes {:5} kills", book.board.passes(at), self.killed[at]);
+            let (passes, kills, stops) = (book.board.passes(at), self.killed[at], self.stopped[at]);
+            println!("{name:24} {passes:9} passes {kills:5} kills {stops:4} stops");
         }
-        let (kills, stops, deaths) = (self.kills(), self.stopped, self.field.deaths);
-        println!(
-            "{kills} kills at {} points, {stops} stops, {deaths} deaths in all, in {:.1} s; {operations} \
-             operations, {acks} acked changes, {destroyed} destroyed, {adopted} seen to move, \
-             {failures} errors; {live} sessions at the end, none lost",
+        let at_points = |counts: &[u64]| counts.iter().filter(|count| **count > 0).count();
+        format!(
+            "{} kills at {} of {} points, {} stops at {}; {} deaths in all, in {:.1} s; {} operations, \
+             {} acked changes, {} new ids, {} destroyed, {} expired, {} seen to move, {} errors; \
+             {live} sessions at the end",
+            self.kills(),
+            at_points(&self.killed),
             POINTS.len(),
+            self.stopped.iter().sum::<u64>(),
+            at_points(&self.stopped),
+            self.field.deaths,
             began.elapsed().as_secs_f64(),
-        );
-        assert!(self.killed.iter().all(|kills| *kills > 0), "a point has killed nobody");
-        self.field.end();
+            number(book.operations()),
+            number(book.acks()),
+            number(book.renewed()),
+            number(book.destroyed()),
+            number(book.expired()),
+            number(book.adopted()),
+            number(book.failures()),
+        )
     }
 }

@@ -1,19 +1,22 @@
 //! A web node's worker: works on the book's sessions as fast as it can, and compares all that it sees with
 //! the book. What contradicts it ends the process with an error.
 
-use crate::book::{Book, Mark, RECORDS, Record, State, THREADS, Wish};
+use crate::book::{Book, Mark, QUESTIONS, Question, RECORDS, Record, State, THREADS, Wish};
+use crate::field::Field;
 use selvage_fabric::archive::{Value, ValueRef};
 use selvage_fabric::error::{Error, ErrorKind};
 use selvage_fabric::ident::{Cookie, Incarnation, Version};
 use selvage_fabric::kill::BOARD_VARIABLE;
-use selvage_fabric::node::{Ack, AttachOptions, Node, OpenMode, Opened, Session};
+use selvage_fabric::node::{Ack, AttachOptions, Committed, Node, OpenMode, Opened, Session};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Live sessions that all workers together want.
 const LIVE: usize = 120;
+/// Sessions that are left alone at the same time.
+const LEFT: usize = 30;
 const PAUSE: Duration = Duration::from_micros(200);
 
 /// A node whose incarnation is over knows it after this time.
@@ -58,9 +61,9 @@ pub fn main(config: &Path, node: &str, index: usize) -> ExitCode {
     }
 }
 
-struct Worker<'a> {
-    book: &'a Book,
-    node: &'a Node,
+pub struct Worker<'a> {
+    pub book: &'a Book,
+    pub node: &'a Node,
     index: usize,
     thread: usize,
     dice: u64,
@@ -72,10 +75,10 @@ struct Worker<'a> {
 }
 
 /// What must not be, in words.
-type Violation = String;
+pub type Violation = String;
 
 impl Worker<'_> {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.dice >> 33) % bound
     }
@@ -87,6 +90,15 @@ impl Worker<'_> {
                 Wish::Work => self.work()?,
                 Wish::Rest => {
                     self.book.confirm(self.index, self.thread, number);
+                    if self.thread == 0 {
+                        self.answer()?;
+                    }
+                    std::thread::sleep(PAUSE);
+                }
+                Wish::Settle => {
+                    if self.settle() {
+                        self.book.confirm(self.index, self.thread, number);
+                    }
                     std::thread::sleep(PAUSE);
                 }
                 Wish::Leave => {
@@ -109,14 +121,20 @@ impl Worker<'_> {
         let record = self.book.record(self.below(RECORDS as u64) as usize);
         let mark = record.mark();
         match mark.state {
-            State::Taken => return Ok(()),
+            State::Taken | State::Renewed => return Ok(()),
             State::Empty if self.live() < LIVE => self.create(record, mark),
             State::Empty => return Ok(()),
             State::Doubt => self.resolve(record, mark),
             State::Gone => self.look_for_ghosts(record, mark)?,
+            State::Left => {
+                if !self.look_after(record, mark)? {
+                    return Ok(());
+                }
+            }
             State::Live => match self.below(40) {
                 0 => self.destroy(record, mark)?,
                 1..10 => self.read(record, mark)?,
+                10 => self.renew(record, mark)?,
                 _ => self.change(record, mark)?,
             },
         }
@@ -125,15 +143,19 @@ impl Worker<'_> {
     }
 
     fn live(&self) -> usize {
-        self.book.records().filter(|record| record.mark().state == State::Live).count()
+        self.count(State::Live)
     }
 
-    fn taken(&self, mark: Mark) -> Mark {
+    fn count(&self, state: State) -> usize {
+        self.book.records().filter(|record| record.mark().state == state).count()
+    }
+
+    pub fn taken(&self, mark: Mark) -> Mark {
         Mark { state: State::Taken, worker: self.index as u64, ..mark }
     }
 
     /// An error of an operation: nothing that must not be, but counted.
-    fn failed(&self, error: &Error) {
+    pub fn failed(&self, error: &Error) {
         if self.says {
             eprintln!("failed: {error}");
         }
@@ -150,12 +172,14 @@ impl Worker<'_> {
             record.set_cookie(&session.cookie());
             record.begin(mark.life + 1);
             record.send(mark.life + 1, 1);
+            session.set("page", Value::I64(record.page(mark.life + 1).cast_signed()))?;
             write(&mut session, 1)?;
-            session.commit(Ack::All)
+            let committed = session.commit(Ack::All)?;
+            Ok((committed, session.expiry_ms()))
         });
         let state = match created {
-            Ok(committed) => {
-                self.enter(record, mark.life + 1, committed.copies, 1);
+            Ok((committed, expiry_ms)) => {
+                self.enter(record, mark.life + 1, committed, 1, expiry_ms);
                 State::Live
             }
             Err(error) => {
@@ -166,15 +190,18 @@ impl Worker<'_> {
         record.pass(taken, Mark { state, life: mark.life + 1, ..taken });
     }
 
-    fn enter(&self, record: Record, life: u64, copies: u32, number: u64) {
-        if u64::from(copies) >= self.book.copies_that_count().load(Ordering::SeqCst).max(1) {
+    fn enter(&self, record: Record, life: u64, committed: Committed, number: u64, expiry_ms: u64) {
+        if committed.short.is_none() {
+            record.expires_at(expiry_ms);
+        }
+        if u64::from(committed.copies) >= self.book.copies_that_count().load(Ordering::SeqCst).max(1) {
             record.ack(life, number);
             self.book.acks().fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Opens a session that must be there. `None`: not here, or not now.
-    fn open(&self, record: Record, mark: Mark, mode: OpenMode) -> Result<Option<Session>, Violation> {
+    pub fn open(&self, record: Record, mark: Mark, mode: OpenMode) -> Result<Option<Session>, Violation> {
         let (cookie, acked) = (record.cookie(), record.acked(mark.life));
         let is_same = || record.mark() == mark;
         let here = self.node.incarnation();
@@ -183,7 +210,7 @@ impl Worker<'_> {
         }
         match self.node.open(&cookie, mode) {
             Ok(Opened::Session(session)) => {
-                let (number, sent) = (number(&session), record.sent(mark.life));
+                let (number, sent) = (number(&session, record.page(mark.life)), record.sent(mark.life));
                 if !is_same() {
                     return Ok(None);
                 }
@@ -197,13 +224,13 @@ impl Worker<'_> {
                 }
                 if session.cookie().host != cookie.host {
                     self.book.adopted().fetch_add(1, Ordering::Relaxed);
-                    record.set_host(session.cookie().host);
+                    record.set_host(cookie.host, session.cookie().host);
                 }
                 Ok(Some(session))
             }
             // The cookie stays as it is: only the new host gives another.
             Ok(Opened::Elsewhere(_)) => Ok(None),
-            Ok(Opened::Missing) if is_same() && acked > 0 => {
+            Ok(Opened::Missing) if is_same() && acked > 0 && unix_ms() < record.expiry_ms() => {
                 let what = format!("session {} is lost: {acked} was acked", cookie.id);
                 self.unless_over(here.unwrap_or(Incarnation::NONE), what).map(|()| None)
             }
@@ -223,7 +250,7 @@ impl Worker<'_> {
 
     /// A node that is over may not know it yet, and then says what was true before. Behind a director nobody
     /// hears it: its connections are cut. Here it is given the time to find out.
-    fn unless_over(&self, host: Incarnation, what: Violation) -> Result<(), Violation> {
+    pub fn unless_over(&self, host: Incarnation, what: Violation) -> Result<(), Violation> {
         let deadline = Instant::now() + FIND_OUT;
         while Instant::now() < deadline {
             if self.node.incarnation() != Some(host) {
@@ -240,10 +267,16 @@ impl Worker<'_> {
 
     fn change(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
         let Some(mut session) = self.open(record, mark, OpenMode::Exclusive)? else { return Ok(()) };
-        let next = number(&session)? + 1;
+        let next = number(&session, record.page(mark.life))? + 1;
         record.send(mark.life, next);
         match write(&mut session, next).and_then(|()| session.commit(Ack::All)) {
-            Ok(committed) => self.enter(record, mark.life, committed.copies, next),
+            Ok(committed) => {
+                self.enter(record, mark.life, committed, next, session.expiry_ms());
+                if committed.short.is_none() && self.below(40) == 0 && self.count(State::Left) < LEFT {
+                    // Under the session's lock: whoever opens it now sees the mark afterwards.
+                    record.pass(mark, Mark { state: State::Left, ..mark });
+                }
+            }
             Err(error) => self.failed(&error),
         }
         Ok(())
@@ -271,8 +304,9 @@ impl Worker<'_> {
         Ok(())
     }
 
-    /// How a session ended, for whoever finds it again: destroyed (1), destroyed in doubt (2), not found (3).
-    fn note_end(&self, record: Record, how: u64, version: Version) {
+    /// How a session ended, for whoever finds it again: destroyed (1), destroyed in doubt (2), not found (3),
+    /// its time was over (4).
+    pub fn note_end(&self, record: Record, how: u64, version: Version) {
         let word = how << 60 | u64::from(version.epoch) << 32 | version.counter;
         record.ended().store(word, Ordering::SeqCst);
         let here = self.node.incarnation().unwrap_or(Incarnation::NONE);
@@ -306,6 +340,55 @@ impl Worker<'_> {
             }
         };
         record.pass(taken, Mark { state, ..taken });
+    }
+
+    /// Destroys what is in doubt or was left alone; whether nothing of that is left.
+    fn settle(&mut self) -> bool {
+        let mut settled = true;
+        for record in self.book.records() {
+            let mark = record.mark();
+            match mark.state {
+                State::Doubt => self.resolve(record, mark),
+                State::Left => drop(record.pass(mark, Mark { state: State::Doubt, ..mark })),
+                State::Taken | State::Renewed => {}
+                State::Empty | State::Live | State::Gone => continue,
+            }
+            settled = false;
+        }
+        settled
+    }
+
+    /// Tells the test about sessions that no page names: only what died while it got a new id may be there,
+    /// and then it is destroyed.
+    fn answer(&mut self) -> Result<(), Violation> {
+        for at in 0..QUESTIONS {
+            let (question, node, id) = self.book.question(at);
+            if question != Question::Asked || node != Field::node_of(self.index) {
+                continue;
+            }
+            let Some(here) = self.node.incarnation() else { continue };
+            let settled = match self.node.open(&Cookie { id, host: here }, OpenMode::Exclusive) {
+                Ok(Opened::Session(session)) => {
+                    let page = page(&session);
+                    if !page.is_some_and(|page| self.book.may_be_orphan(page)) {
+                        let version = session.version();
+                        let what =
+                            format!("session {id} is there, at {version}, of page {page:x?}: who made it?");
+                        drop(session);
+                        return self.unless_over(here, what);
+                    }
+                    session.destroy().map(|()| Question::Settled)
+                }
+                // Not any more, or not yet: the test looks again.
+                Ok(Opened::Missing | Opened::Elsewhere(_)) => Ok(Question::Free),
+                Err(error) => Err(error),
+            };
+            match settled {
+                Ok(answer) => self.book.answer(at, answer),
+                Err(error) => self.failed(&error),
+            }
+        }
+        Ok(())
     }
 
     /// Gone is gone, whoever is asked; then the page can be used again.
@@ -377,12 +460,29 @@ fn write(session: &mut Session, number: u64) -> selvage_fabric::error::Result<()
     session.set("text", Value::Text(text(number)))
 }
 
-/// The number of a session whose attributes fit together.
-fn number(session: &Session) -> Result<u64, Violation> {
+/// The number of a session whose attributes fit together, and to the page.
+pub fn number(session: &Session, wanted: u64) -> Result<u64, Violation> {
     let Some(ValueRef::I64(number)) = session.get("n") else { return Err("it has no number".into()) };
     let number = number.cast_unsigned();
     match session.get("text") {
-        Some(ValueRef::Text(found)) if found == text(number) => Ok(number),
-        other => Err(format!("it says {number}, and its text is another version's: {other:?}")),
+        Some(ValueRef::Text(found)) if found == text(number) => {}
+        other => return Err(format!("it says {number}, and its text is another version's: {other:?}")),
     }
+    match page(session) {
+        Some(page) if page == wanted => Ok(number),
+        other => Err(format!("it is of page {other:x?} instead of {wanted:x}")),
+    }
+}
+
+/// The page that a session says it is of.
+fn page(session: &Session) -> Option<u64> {
+    match session.get("page") {
+        Some(ValueRef::I64(page)) => Some(page.cast_unsigned()),
+        _ => None,
+    }
+}
+
+/// The clock that sessions expire by.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
