@@ -7,6 +7,7 @@ use crate::admin::Admin;
 use crate::cluster::Settings;
 use crate::control::{Control, Door};
 use crate::driver::{Driver, Handle};
+use crate::inherited::Inherited;
 use crate::limits;
 use crate::lobby::Complaints;
 use crate::metrics::Metrics;
@@ -33,12 +34,14 @@ use tracing::info;
 /// # Errors
 /// If it cannot start: one line that says what and what to do.
 pub fn run(config: Config) -> Result<()> {
+    // Before there are other threads: it changes the environment.
+    let inherited = Inherited::take()?;
     let proxy_runtime = runtime(Builder::new_multi_thread().enable_all().thread_name("proxy"))?;
     // Before anything is there that an untimely signal could leave behind.
     let signals = proxy_runtime.block_on(async { Signals::listen() })?;
     let keyring = keyring(&config)?;
     // Lives to the end: the lock and the socket go last.
-    let (_place, start) = Place::take(&config)?;
+    let (_place, start) = Place::take(&config, inherited)?;
     selvage_fabric::kill_point!("start.director");
     let config = Arc::new(config);
     let connect_wait = limits::CONNECT_WAIT.min(Duration::from_millis(config.director.hold_ms));
@@ -68,7 +71,7 @@ pub fn run(config: Config) -> Result<()> {
         })
         .map_err(|error| Error::os(Origin::Director, "cannot start a thread", error))?;
 
-    let proxy = Proxy::new(&config, routes, metrics, stop_proxy.clone());
+    let proxy = Proxy::new(&config, routes, metrics);
     let served = proxy_runtime.block_on(serve(proxy, start.browsers, &config, signals, stop_proxy));
     stop_control.cancel();
     let controlled = control_thread.join().unwrap_or_else(|_| {

@@ -3,8 +3,8 @@
 //!
 //! [`cluster`] decides, purely; [`driver`] gives it events and carries its effects out; [`control`] and
 //! [`server_link`] are the connections to nodes and servers, over this host's sockets or ([`remote`]) over
-//! TCP and TLS; [`proxy`] serves browsers; [`admin`] and [`metrics`] serve operators; [`place`] and
-//! [`daemon`] start and stop it all. [`tool`] is the command `selvage`.
+//! TCP and TLS; [`proxy`] serves browsers; [`admin`] and [`metrics`] serve operators; [`place`],
+//! [`inherited`] and [`daemon`] start and stop it all. [`tool`] is the command `selvage`.
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod control;
 pub mod daemon;
 pub mod driver;
+pub mod inherited;
 pub mod limits;
 pub mod lobby;
 pub mod metrics;

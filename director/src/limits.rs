@@ -108,8 +108,16 @@ pub const SENDS_MAX: u32 = 8;
 pub const LINGER_MAX: Duration = Duration::from_secs(30);
 /// A browser that sends nothing for so long then has stopped.
 pub const LINGER_SILENCE: Duration = Duration::from_secs(5);
-/// Requests under way get this long to end after SIGTERM.
+/// Connections without a request stay open for so long after SIGTERM: what was on its way is answered, with
+/// the word that the connection is closed.
+pub const IDLE_WAIT: Duration = Duration::from_millis(250);
+/// Requests under way get this long to end after that.
 pub const STOP_WAIT: Duration = Duration::from_secs(5);
+/// Requests that still wait for a node then are answered 503, and get this long for that.
+pub const LAST_WAIT: Duration = Duration::from_millis(500);
+/// Connections that may wait in the kernel to be accepted, as far as it allows: those that come while the
+/// director restarts, if somebody holds its socket.
+pub const BACKLOG: i32 = 4096;
 /// Client connections at once, as a multiple of the requests.
 pub const CONNECTIONS_PER_REQUEST: usize = 2;
 /// Pause after the kernel refused an accepted connection (no more descriptors).

@@ -1,6 +1,7 @@
 //! The director's place on the host: the run folder with the nodes' folders, the lock, the sockets. Every
 //! failure is one line that says what is wrong and what to do.
 
+use crate::inherited::Inherited;
 use crate::limits;
 use rustix::fs::{FlockOperation, flock};
 use selvage_fabric::config::{Config, Node};
@@ -42,16 +43,22 @@ impl Place {
     /// Takes the place.
     ///
     /// # Errors
-    /// `Conflict` if another director or another program has it; `Os` if the host refuses.
-    pub fn take(config: &Config) -> Result<(Self, Start)> {
+    /// `Conflict` if another director or another program has it; `Os` if the host refuses; `Invalid` if a
+    /// socket that somebody holds for it is none of its own.
+    pub fn take(config: &Config, mut inherited: Inherited) -> Result<(Self, Start)> {
         make_run_dir(&config.cluster.run_dir)?;
         let lock = lock(&config.cluster.run_dir.join("director.lock"))?;
         for node in config.nodes.iter().filter(|node| is_here(node.address.ip())) {
             make_node_dir(&config.node_dir(&node.name), node)?;
         }
+        let mut listen = |address, key| match inherited.claim(key, address) {
+            Some(held) => ready(held),
+            None => ready(bind(address, key)?),
+        };
         let browsers = listen(config.director.listen, "listen")?;
         let admin = listen(config.director.admin_listen, "admin_listen")?;
         let remote = config.director.control.map(|address| listen(address, "control")).transpose()?;
+        inherited.none_is_left()?;
         let socket = config.director_socket();
         let control = control(&socket)?;
         let term_min = next_term(&config.cluster.run_dir.join("director.term"))?;
@@ -185,8 +192,8 @@ fn make_node_dir(path: &Path, node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn listen(address: SocketAddr, key: &str) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).map_err(|error| {
+fn bind(address: SocketAddr, key: &str) -> Result<TcpListener> {
+    TcpListener::bind(address).map_err(|error| {
         if error.kind() == IoErrorKind::AddrInUse {
             let why = format!(
                 "cannot listen on {address}: another program uses this port; stop it, or set another \
@@ -195,8 +202,14 @@ fn listen(address: SocketAddr, key: &str) -> Result<TcpListener> {
             return Error::new(ErrorKind::Conflict, Origin::Director, why);
         }
         Error::os(Origin::Director, format!("cannot listen on {address} (`{key}` in [director])"), error)
-    })?;
+    })
+}
+
+/// Makes a listening socket fit for the runtime, with room for those who wait.
+fn ready(listener: TcpListener) -> Result<TcpListener> {
     nonblocking(listener.set_nonblocking(true))?;
+    rustix::net::listen(&listener, limits::BACKLOG)
+        .map_err(|error| Error::os(Origin::Director, "cannot listen", error))?;
     Ok(listener)
 }
 

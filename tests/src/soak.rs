@@ -6,9 +6,9 @@
 //! memory. What is not as it must be is a panic.
 
 use crate::admin::AdminView;
-use crate::cluster::segments;
+use crate::cluster::{Options, segments};
 use crate::load::{Load, Plan};
-use crate::stage::Stage;
+use crate::stage::{Stage, options};
 use crate::strikes::{Dice, Strike};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -20,6 +20,8 @@ const COPIES: u32 = 2;
 const SLACK_BYTES: u64 = 48 << 20;
 /// The same in descriptors.
 const SLACK_DESCRIPTORS: u64 = 96;
+/// Turns that are run in any case.
+const TURNS_MIN: usize = 2;
 /// Requests that were under way when something planned began have ended after this time.
 const SETTLED: Duration = Duration::from_millis(200);
 
@@ -45,30 +47,37 @@ struct Line {
     slowest: Duration,
 }
 
-/// Runs for so long; whole turns of all kinds, so a little longer. Prints as it goes, and a table at the end.
+/// Runs for so long, and at least until everything has happened twice. Prints as it goes, and a table at the
+/// end.
 ///
 /// # Panics
 /// If something is lost, fails or grows.
 pub async fn run(time: Duration, seed: u64) {
     println!("seed {seed}, {} s; 3 nodes, 3 servers, {SESSIONS} sessions", time.as_secs());
     let mut dice = Dice(seed);
-    let mut stage = Stage::new(3, 3, COPIES).await;
+    let options = Options { nodes: 3, servers: 3, copies: COPIES, hold_socket: true, ..options() };
+    let mut stage = Stage::with(options).await;
     let plan = Plan { sessions: SESSIONS, connections: CONNECTIONS, think: Duration::from_millis(5) };
     let load = Load::start(stage.address(), plan).await.unwrap();
     let began = Instant::now();
     let mut lines: BTreeMap<String, Line> = BTreeMap::new();
     // By turns: each ends with the same kinds of events behind it.
     let mut weights: Vec<Weight> = Vec::new();
-    while began.elapsed() < time {
+    'turns: loop {
         let mut turn = Strike::ALL;
         dice.shuffle(&mut turn);
         for strike in turn {
+            if began.elapsed() >= time && weights.len() >= TURNS_MIN {
+                break 'turns;
+            }
             one(&mut stage, &mut dice, &load, strike, began, &mut lines).await;
         }
         let view = rest(&stage).await;
         weights.push(weigh(&stage, &view));
         println!("turn {}: {:?}", weights.len(), weights[weights.len() - 1]);
     }
+    let view = rest(&stage).await;
+    weights.push(weigh(&stage, &view));
     let ledger = load.stop().await.unwrap();
     let verdict = ledger.verify(stage.address(), CONNECTIONS).await.unwrap();
     println!("{:32} {:>6} {:>7} {:>12}", "what", "times", "failed", "slowest, ms");

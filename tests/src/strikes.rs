@@ -66,7 +66,7 @@ pub enum Strike {
     RollNodes,
     /// Planned: each server in turn is restarted. No request may fail.
     RollServers,
-    /// Planned: the director is restarted. Requests fail only while it is not there.
+    /// Planned: the director is restarted. No request may fail if somebody holds its socket.
     RestartDirector,
 }
 
@@ -102,7 +102,7 @@ impl Strike {
 
     /// Whether no request may fail because of it, if all sessions were protected before.
     pub fn spares_all_requests(self) -> bool {
-        matches!(self, Self::Drain | Self::RollNodes | Self::RollServers)
+        matches!(self, Self::Drain | Self::RollNodes | Self::RollServers | Self::RestartDirector)
     }
 
     /// Lets it happen, and repairs what a person would repair. Returns what it was.

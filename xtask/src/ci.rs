@@ -1,6 +1,6 @@
 //! `cargo x ci`: everything that a change must pass, cheapest first.
 
-use crate::{demo, proofs, rdma, setup, sim, test, tidy};
+use crate::{demo, kills, proofs, rdma, setup, sim, soak, test, tidy};
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
 use std::process::{Command, ExitCode, Stdio};
@@ -23,6 +23,8 @@ pub fn main() -> Result<()> {
     stage("loom", proofs::loom)?;
     stage("model", proofs::model)?;
     stage("sim", || sim::main(&sim::Arguments::default()))?;
+    stage("kills", || kills::main(&kills::Arguments::default()))?;
+    stage("soak", || soak::main(&soak::Arguments::default()))?;
     stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;
     stage("rdma-test", || good(rdma::test::main(&rdma::test::Arguments::default())?))?;
     stage("rdma-bench", || {

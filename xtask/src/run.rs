@@ -63,6 +63,7 @@ async fn run(product: Product, arguments: &Arguments) -> Result<()> {
         port: Some(arguments.port),
         admin_port: Some(arguments.admin_port),
         tables: memory_table(arguments, Room::of_host()).into(),
+        hold_socket: true,
         ..Options::default()
     };
     let mut cluster = Cluster::prepare(product, options)?;

@@ -8,15 +8,24 @@ use selvage_tests::product::Product;
 use selvage_tests::soak;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How long a run in CI is.
+const MINUTES: u64 = 3;
+
 /// Options of `cargo x soak`.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// How long, minutes; the turn that is under way then is ended
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = MINUTES)]
     pub minutes: u64,
     /// Decides the order of events; printed by each run
     #[arg(long)]
     pub seed: Option<u64>,
+}
+
+impl Default for Arguments {
+    fn default() -> Self {
+        Self { minutes: MINUTES, seed: None }
+    }
 }
 
 /// Runs the command.

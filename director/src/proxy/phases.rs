@@ -19,7 +19,7 @@ use selvage_fabric::ident::{Cookie, CookieKey, Incarnation};
 use selvage_fabric::limits::ELSEWHERE_MAX;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -38,6 +38,7 @@ pub struct Proxy {
     under_way: AtomicUsize,
     /// Requests that wait for a node wait no longer than this.
     stop: CancellationToken,
+    closing: AtomicBool,
 }
 
 /// A request's place among those under way.
@@ -83,12 +84,7 @@ struct Way {
 
 impl Proxy {
     /// From the configuration.
-    pub fn new(
-        config: &Config,
-        routes: Arc<Routes>,
-        metrics: Arc<Metrics>,
-        stop: CancellationToken,
-    ) -> Arc<Self> {
+    pub fn new(config: &Config, routes: Arc<Routes>, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new(Self {
             cookie_name: config.session.cookie_name.clone(),
             keys: config.cluster.cookie_keys.clone(),
@@ -98,8 +94,24 @@ impl Proxy {
             routes,
             metrics,
             under_way: AtomicUsize::new(0),
-            stop,
+            stop: CancellationToken::new(),
+            closing: AtomicBool::new(false),
         })
+    }
+
+    /// From now on every answer is the last one on its connection.
+    pub fn close_connections(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Requests that wait for a node do so no longer.
+    pub fn give_up(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until there is a view to route by.
+    pub async fn recovered(&self) {
+        self.routes.recovered().await;
     }
 
     /// A request from its head to its answer. Never fails: what goes wrong is an answer, too.
@@ -120,8 +132,12 @@ impl Proxy {
             }
         };
         // Refused before all of it has come: nobody needs the rest.
-        if unread.any() && (answer.status().is_client_error() || answer.status().is_server_error()) {
+        let refused =
+            unread.any() && (answer.status().is_client_error() || answer.status().is_server_error());
+        if refused {
             unread.refuse();
+        }
+        if refused || self.closing.load(Ordering::Relaxed) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer

@@ -3,7 +3,7 @@
 use crate::limits;
 use crate::proxy::upstream::Upstream;
 use hyper::http::uri::Authority;
-use selvage_fabric::ident::{Cookie, Incarnation};
+use selvage_fabric::ident::{Cookie, Epoch, Incarnation};
 use selvage_fabric::placement;
 use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::view::{NodeState, View};
@@ -87,6 +87,12 @@ impl Routes {
         if let Some(upstream) = upstream {
             upstream.idle().await;
         }
+    }
+
+    /// Waits for the first view: before it nobody knows where a session is.
+    pub async fn recovered(&self) {
+        // Fails only without a sender, which is here.
+        let _ = self.watch().wait_for(|table| table.view.epoch != Epoch::default()).await;
     }
 
     /// A way to wait for the next table.

@@ -34,9 +34,10 @@ use rustix::process::Signal;
 use selvage_fabric::config::Config;
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A cluster that is not up after this time does not come up.
@@ -85,6 +86,9 @@ pub struct Options {
     pub hosts: Option<Hosts>,
     /// How many times longer everything may take than on an ordinary machine.
     pub patience: u32,
+    /// The launcher holds the socket where browsers connect, as a service manager would, so that connections
+    /// wait while the director restarts.
+    pub hold_socket: bool,
     /// The web nodes' processes have the launcher's own user, even if it is root: for programs that are a
     /// node themselves.
     pub nodes_are_launchers: bool,
@@ -110,6 +114,7 @@ impl Default for Options {
             later: Vec::new(),
             hosts: None,
             patience: 1,
+            hold_socket: false,
             nodes_are_launchers: false,
         }
     }
@@ -138,6 +143,8 @@ pub struct Cluster {
     config: Config,
     folder: Option<Folder>,
     processes: BTreeMap<String, Box<dyn Member>>,
+    /// Where browsers connect, if the launcher holds it for the director.
+    held: Option<TcpListener>,
 }
 
 /// What was left when all processes had ended by themselves; empty if they cleaned up well.
@@ -193,8 +200,15 @@ impl Cluster {
                 return Err(error);
             }
         };
+        let held = match options.hold_socket.then(|| TcpListener::bind(place.director)).transpose() {
+            Ok(held) => held,
+            Err(error) => {
+                folder.remove()?;
+                return Err(error).context("cannot hold the director's socket");
+            }
+        };
         let (folder, processes) = (Some(folder), BTreeMap::new());
-        let cluster = Self { options, product, nginx, place, user, config, folder, processes };
+        let cluster = Self { options, product, nginx, place, user, config, folder, processes, held };
         cluster.prepare_hosts()?;
         Ok(cluster)
     }
@@ -232,7 +246,14 @@ impl Cluster {
         let folder = self.folder()?;
         let member: Box<dyn Member> = match self.agent_of(name) {
             Some(agent) => Box::new(Remote::start(agent, name, &command, folder.path(), folder.log(name))?),
-            None => Box::new(Process::start(folder, name, &mut command)?),
+            None => {
+                let held = self.held.as_ref().filter(|_| name == DIRECTOR);
+                let input = match held {
+                    Some(socket) => OwnedFd::from(socket.try_clone()?).into(),
+                    None => Stdio::null(),
+                };
+                Box::new(Process::start(folder, name, &mut command, input)?)
+            }
         };
         self.processes.insert(name.to_owned(), member);
         self.options.later.retain(|later| later != name);
@@ -253,7 +274,7 @@ impl Cluster {
         if name == DIRECTOR {
             let mut command = self.product.daemon("selvage-director");
             command.arg("--config").arg(config);
-            return Ok(command);
+            return Ok(if self.held.is_some() { with_socket(&command) } else { command });
         }
         if self.config.server(name).is_some() {
             let mut command = self.product.daemon("selvage-server");
@@ -540,6 +561,21 @@ impl Traces {
         }
         left
     }
+}
+
+/// The command with its standard input as the one socket that is passed by systemd's protocol. The protocol
+/// wants the process's own id in the environment, which a shell knows that becomes the program.
+fn with_socket(command: &Command) -> Command {
+    let script = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=listen; exec \"$@\"";
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", script, "sh"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    shell
 }
 
 fn nginx_of(found: &Option<PathBuf>) -> Result<&PathBuf> {

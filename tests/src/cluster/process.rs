@@ -37,17 +37,17 @@ pub struct Kill {
 impl Process {
     /// Starts a member in a process group of its own, so that a terminal's Ctrl-C reaches only the launcher,
     /// with the run folder as its working folder, which is half of the proof that a left-over process is
-    /// ours.
+    /// ours. `input` is what it reads from.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn start(folder: &Folder, name: &str, command: &mut Command) -> Result<Self> {
+    pub fn start(folder: &Folder, name: &str, command: &mut Command, input: Stdio) -> Result<Self> {
         let log = folder.log(name);
         let output = fs::OpenOptions::new().create(true).append(true).open(&log)?;
         use std::os::unix::process::CommandExt;
         let child = command
             .current_dir(folder.path())
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(output.try_clone()?)
             .stderr(output)
             .process_group(0)

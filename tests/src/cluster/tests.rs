@@ -54,7 +54,7 @@ fn sleeper(folder: &Folder) -> Process {
     // after.
     let mut command = Command::new("sh");
     command.args(["-c", "sleep 60; true"]);
-    Process::start(folder, "sleeper", &mut command).unwrap()
+    Process::start(folder, "sleeper", &mut command, Stdio::null()).unwrap()
 }
 
 fn wait_for(what: &str, mut good: impl FnMut() -> bool) {

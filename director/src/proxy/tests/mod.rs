@@ -208,7 +208,7 @@ impl Bench {
         let connect_wait = crate::limits::CONNECT_WAIT.min(Duration::from_millis(hold_ms));
         let (routes, metrics) = (Arc::new(Routes::new(connect_wait)), Arc::new(Metrics::default()));
         let stop = CancellationToken::new();
-        let proxy = Proxy::new(&config, Arc::clone(&routes), Arc::clone(&metrics), stop.clone());
+        let proxy = Proxy::new(&config, Arc::clone(&routes), Arc::clone(&metrics));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(listen(proxy, listener, 1000, stop.clone()));

@@ -1,6 +1,7 @@
 //! What passes and what does not.
 
 use super::*;
+use crate::limits;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -217,10 +218,75 @@ fn a_stop_lets_requests_end() {
         let held = bench.begin(Method::POST, &bench.cookie(1, 5));
         pause(50).await;
         bench.stop.cancel();
-        let held = tokio::time::timeout(Duration::from_millis(200), held).await.expect("at once").unwrap();
-        assert_eq!(held.status, StatusCode::SERVICE_UNAVAILABLE);
-        assert_eq!(waiting.await.unwrap().body, "late");
+        pause(50).await;
+        // The view goes on changing: who waits for it gets its answer.
+        bench.publish(view(3, &[&one]));
+        for answer in [waiting, held] {
+            let answer =
+                tokio::time::timeout(Duration::from_secs(3), answer).await.expect("in time").unwrap();
+            assert_eq!((answer.status, &*answer.body), (StatusCode::OK, "late"));
+            assert_eq!(answer.headers["connection"], "close");
+        }
         pause(50).await;
         assert!(TcpStream::connect(bench.address).await.is_err(), "nobody listens any more");
+    });
+}
+
+#[test]
+fn after_a_stop_idle_connections_are_used_up_or_closed() {
+    run(async {
+        let bench = Bench::start(5000, "").await;
+        let one = FakeNode::plain(1).await;
+        bench.publish(view(1, &[&one]));
+        let ask = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+        let mut used = TcpStream::connect(bench.address).await.unwrap();
+        let mut idle = TcpStream::connect(bench.address).await.unwrap();
+        for stream in [&mut used, &mut idle] {
+            stream.write_all(ask.as_bytes()).await.unwrap();
+            let mut some = [0; 4096];
+            let bytes = stream.read(&mut some).await.unwrap();
+            let answer = String::from_utf8_lossy(&some[..bytes]).to_lowercase();
+            assert!(answer.contains("200 ok") && !answer.contains("connection: close"), "{answer}");
+        }
+        bench.stop.cancel();
+        pause(50).await;
+        used.write_all(ask.as_bytes()).await.unwrap();
+        for (stream, wanted) in [(&mut used, "connection: close"), (&mut idle, "")] {
+            let mut all = String::new();
+            let read = tokio::time::timeout(Duration::from_secs(2), stream.read_to_string(&mut all)).await;
+            read.expect("it is closed").unwrap();
+            let all = all.to_lowercase();
+            assert!(all.contains(wanted) && all.is_empty() == wanted.is_empty(), "{all}");
+        }
+    });
+}
+
+#[test]
+fn who_comes_before_the_first_view_waits_and_has_all_its_time_then() {
+    run(async {
+        let bench = Arc::new(Bench::start(300, "").await);
+        let one = FakeNode::plain(1).await;
+        let early = bench.begin(Method::POST, "");
+        // Longer than a request may be held.
+        pause(600).await;
+        bench.publish(view(1, &[&one]));
+        assert_eq!(early.await.unwrap().status, StatusCode::OK);
+    });
+}
+
+#[test]
+fn a_stop_ends_also_with_requests_that_wait_for_ever() {
+    run(async {
+        let bench = Arc::new(Bench::start(60_000, "").await);
+        let one = FakeNode::hanging(1).await;
+        let mut only = view(1, &[&one]);
+        only.dead.push(dead(5, false));
+        bench.publish(only);
+        let held = bench.begin(Method::POST, &bench.cookie(1, 5));
+        pause(50).await;
+        bench.stop.cancel();
+        let most = limits::IDLE_WAIT + limits::STOP_WAIT + limits::LAST_WAIT;
+        let held = tokio::time::timeout(most + Duration::from_secs(2), held).await.expect("bounded").unwrap();
+        assert_eq!(held.status, StatusCode::SERVICE_UNAVAILABLE);
     });
 }

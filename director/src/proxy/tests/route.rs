@@ -90,6 +90,7 @@ fn r2_a_dead_tag_waits_for_the_seal_and_goes_to_the_adopter() {
 fn nobody_up_is_a_clear_503_after_the_hold() {
     run(async {
         let bench = Bench::start(150, "").await;
+        bench.publish(view(1, &[]));
         let answer = bench.get("").await;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(answer.headers.contains_key("retry-after"));
