@@ -17,7 +17,7 @@ const SESSIONS: usize = 300;
 const CONNECTIONS: usize = 16;
 const COPIES: u32 = 2;
 /// Growth of all processes together that is none: allocators and caches fill up, and connections come and go.
-const SLACK_BYTES: u64 = 48 << 20;
+const SLACK_BYTES: u64 = 24 << 20;
 /// The same in descriptors.
 const SLACK_DESCRIPTORS: u64 = 96;
 /// Turns that are run in any case.
