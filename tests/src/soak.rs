@@ -10,16 +10,20 @@ use crate::cluster::{Options, segments};
 use crate::load::{Load, Plan};
 use crate::stage::{Stage, options};
 use crate::strikes::{Dice, Strike};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
+const NODES: u32 = 3;
 const SESSIONS: usize = 300;
 const CONNECTIONS: usize = 16;
 const COPIES: u32 = 2;
 /// Growth of all processes together that is none: allocators and caches fill up, and connections come and go.
 const SLACK_BYTES: u64 = 24 << 20;
-/// The same in descriptors.
-const SLACK_DESCRIPTORS: u64 = 96;
+/// The same in descriptors, TCP connections aside.
+const SLACK_DESCRIPTORS: u64 = 24;
+/// Ends of TCP connections: of each browser's at the director, of as many to each node on both sides, and a
+/// few of operators. How many of them are open is chance.
+const TCP_MAX: u64 = CONNECTIONS as u64 * (1 + 2 * NODES as u64) + 32;
 /// Turns that are run in any case.
 const TURNS_MIN: usize = 2;
 /// Requests that were under way when something planned began have ended after this time.
@@ -32,6 +36,8 @@ struct Weight {
     /// Memory that belongs to one process alone.
     private_bytes: u64,
     descriptors: u64,
+    /// Those of them that are ends of TCP connections.
+    tcp: u64,
     /// Cache segments.
     segments: u64,
     segment_bytes: u64,
@@ -55,7 +61,7 @@ struct Line {
 pub async fn run(time: Duration, seed: u64) {
     println!("seed {seed}, {} s; 3 nodes, 3 servers, {SESSIONS} sessions", time.as_secs());
     let mut dice = Dice(seed);
-    let options = Options { nodes: 3, servers: 3, copies: COPIES, hold_socket: true, ..options() };
+    let options = Options { nodes: NODES, servers: 3, copies: COPIES, hold_socket: true, ..options() };
     let mut stage = Stage::with(options).await;
     let plan = Plan { sessions: SESSIONS, connections: CONNECTIONS, think: Duration::from_millis(5) };
     let load = Load::start(stage.address(), plan).await.unwrap();
@@ -141,6 +147,7 @@ async fn rest(stage: &Stage) -> AdminView {
 }
 
 fn weigh(stage: &Stage, view: &AdminView) -> Weight {
+    let tcp = tcp_sockets();
     let files = segments(&stage.config().segment_prefix());
     let mut weight = Weight {
         segments: files.len() as u64,
@@ -155,11 +162,26 @@ fn weigh(stage: &Stage, view: &AdminView) -> Weight {
             let private = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
             let private = private.and_then(|text| text.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
             weight.private_bytes += private.unwrap_or(0) * 1024;
-            weight.descriptors +=
-                std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count) as u64;
+            let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
+            for target in descriptors.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok()) {
+                weight.descriptors += 1;
+                weight.tcp += u64::from(tcp.contains(&*target.to_string_lossy()));
+            }
         }
     }
     weight
+}
+
+/// The TCP sockets of this host that are not listening, as descriptors name them.
+fn tcp_sockets() -> HashSet<String> {
+    const LISTENING: &str = "0A";
+    let text = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let sockets = text.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let state = fields.nth(3)?;
+        (state != LISTENING).then(|| fields.nth(5).map(|inode| format!("socket:[{inode}]")))?
+    });
+    sockets.collect()
 }
 
 /// The first turn warms up. After it nothing grows, however often all that came again.
@@ -170,6 +192,10 @@ fn check(weights: &[Weight]) {
     assert_eq!(last.lease_bytes, first.lease_bytes, "leases");
     let (bytes, most) = (last.private_bytes, first.private_bytes + SLACK_BYTES);
     assert!(bytes <= most, "private memory has grown: {first:?} to {last:?}");
-    let (descriptors, most) = (last.descriptors, first.descriptors + SLACK_DESCRIPTORS);
-    assert!(descriptors <= most, "descriptors have grown: {first:?} to {last:?}");
+    let others = |weight: &Weight| weight.descriptors - weight.tcp;
+    assert!(
+        others(last) <= others(first) + SLACK_DESCRIPTORS,
+        "descriptors have grown: {first:?} to {last:?}"
+    );
+    assert!(last.tcp <= TCP_MAX, "connections stay open: {last:?}");
 }

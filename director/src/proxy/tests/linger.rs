@@ -71,6 +71,7 @@ fn a_refusal_reaches_a_browser_that_is_still_sending() {
 fn the_directors_own_refusal_does_so_too() {
     run(async {
         let bench = Bench::start(100, "").await;
+        bench.publish(view(1, &[]));
         let sent = 128 << 10;
         let answer = go_on(begin(&bench, sent).await, sent).await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
@@ -85,6 +86,7 @@ fn the_directors_own_refusal_does_so_too() {
 fn a_refused_browser_that_falls_silent_is_left() {
     run(async {
         let bench = Bench::start(100, "").await;
+        bench.publish(view(1, &[]));
         let began = Instant::now();
         let mut answer = Vec::new();
         let mut stream = begin(&bench, 128 << 10).await;
