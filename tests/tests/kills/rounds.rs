@@ -76,6 +76,11 @@ fn is_rare(point: &str) -> bool {
     point.starts_with("expire.") || point.starts_with("touch.")
 }
 
+/// At how many points something has happened.
+fn reached(counts: &[u64]) -> usize {
+    counts.iter().filter(|count| **count > 0).count()
+}
+
 /// SplitMix64: a whole sequence of well mixed numbers from any seed.
 struct Dice(u64);
 
@@ -146,7 +151,8 @@ async fn fight(seed: u64, kills: u64) {
             run.strike(&[point], CROWD / 4).await;
         } else {
             let points = [0; 3].map(|_| busy[run.dice.below(busy.len() as u64) as usize]);
-            run.strike(&points, CROWD).await;
+            let missing = (kills - run.kills()) as usize;
+            run.strike(&points[..missing.min(points.len())], CROWD).await;
         }
         run.say(began);
     }
@@ -323,9 +329,10 @@ impl Run {
             assert!(Instant::now() < deadline, "{live} sessions are hosted, and the view says {view:?}");
         }
         assert!(self.killed.iter().all(|kills| *kills > 0), "a point has killed nobody");
-        let figures = self.figures(live, began);
+        let (figures, kills, points) = (self.figures(live, began), self.kills(), reached(&self.killed));
         self.field.end();
         println!("{figures}; lost: 0, come back: 0, left over: 0");
+        println!("figure: kills.kills {kills}\nfigure: kills.points {points}");
     }
 
     /// Clears up what is in doubt, then looks for every session on every node: exactly those of the book must
@@ -367,16 +374,15 @@ impl Run {
             let (passes, kills, stops) = (book.board.passes(at), self.killed[at], self.stopped[at]);
             println!("{name:24} {passes:9} passes {kills:5} kills {stops:4} stops");
         }
-        let at_points = |counts: &[u64]| counts.iter().filter(|count| **count > 0).count();
         format!(
             "{} kills at {} of {} points, {} stops at {}; {} deaths in all, in {:.1} s; {} operations, \
              {} acked changes, {} new ids, {} destroyed, {} expired, {} seen to move, {} errors; \
              {live} sessions at the end",
             self.kills(),
-            at_points(&self.killed),
+            reached(&self.killed),
             POINTS.len(),
             self.stopped.iter().sum::<u64>(),
-            at_points(&self.stopped),
+            reached(&self.stopped),
             self.field.deaths,
             began.elapsed().as_secs_f64(),
             number(book.operations()),
