@@ -5,9 +5,9 @@
 //! be is a panic.
 
 use crate::cluster::DIRECTOR;
-use crate::stage::Stage;
+use crate::stage::{SOON, Stage};
 use rustix::process::{Pid, Signal};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// SplitMix64: a whole sequence of well mixed numbers from any seed.
 #[derive(Debug)]
@@ -120,8 +120,15 @@ impl Strike {
             Self::KillWorker => {
                 let master = stage.process(node).unwrap().pid();
                 let worker = stage.process(node).unwrap().pids().into_iter().find(|pid| *pid != master);
-                let pid = worker.and_then(|pid| Pid::from_raw(pid.cast_signed())).expect("a worker");
+                let worker = worker.expect("a worker");
+                let pid = Pid::from_raw(worker.cast_signed()).expect("a pid");
                 rustix::process::kill_process(pid, Signal::KILL).unwrap();
+                // On a busy machine dying takes a while, and what is under way fails only then.
+                let deadline = Instant::now() + SOON;
+                while stage.process(node).unwrap().pids().contains(&worker) {
+                    assert!(Instant::now() < deadline, "worker {worker} of {node} does not die");
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
                 format!("killed a worker of {node}")
             }
             Self::KillDirector => {
