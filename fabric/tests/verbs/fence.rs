@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 /// Slots that are pushed to at once: writes in flight.
 const SLOTS: usize = 8;
-/// Versions that each slot can reach; more than a try has time for.
+/// Versions that each slot can reach: more than a try has time for, unless its sealer stands still. Then the
+/// last one is pushed again and again.
 const VERSIONS: usize = 300;
 const ARCHIVE_BYTES: usize = 900;
 /// How long a sealed lease is watched.
@@ -79,11 +80,12 @@ fn write(link: &VerbsLink, stories: &[Story<'_>], deeds: &Deeds) -> Option<Death
                     Outcome::Sealed => break 'life FailKind::Revoked,
                 }
             }
-            let Some(push) = stories[slot].push(version[slot] + 1) else { continue };
+            let next = (version[slot] + 1).min(VERSIONS as u64);
+            let push = stories[slot].push(next).expect("a version of the story");
             let late = deeds.sealed.load(Ordering::Acquire);
             match link.post(&push) {
                 Posted::Pending(id) => {
-                    version[slot] += 1;
+                    version[slot] = next;
                     open[slot] = Some((id, late));
                 }
                 Posted::Done(Outcome::Failed(kind)) => break 'life kind,
