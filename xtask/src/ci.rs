@@ -1,6 +1,6 @@
 //! `cargo x ci`: everything that a change must pass, cheapest first.
 
-use crate::{demo, kills, proofs, rdma, setup, sim, soak, test, tidy};
+use crate::{demo, figures, kills, proofs, rdma, setup, sim, soak, test, tidy};
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
 use std::process::{Command, ExitCode, Stdio};
@@ -36,7 +36,8 @@ pub fn main() -> Result<()> {
     let measured =
         ["test", "--release", "--package", "selvage-bench", "--tests", "--", "--test-threads", "1"];
     stage("measured", || cargo(&measured, &[]))?;
-    stage("bench", || cargo(&["run", "--release", "--package", "selvage-bench", "--", "--quick"], &[]))
+    stage("bench", || cargo(&["run", "--release", "--package", "selvage-bench", "--", "--quick"], &[]))?;
+    stage("figures", figures::check_all)
 }
 
 /// A command that says by its status how it went: whether that is good. None of them skips anything.
@@ -48,7 +49,7 @@ fn good(status: ExitCode) -> Result<()> {
 fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     println!("=== {name}");
     let began = Instant::now();
-    work().with_context(|| format!("{name} failed"))?;
+    work().and_then(|()| figures::check()).with_context(|| format!("{name} failed"))?;
     println!("=== {name}: good, {} s", began.elapsed().as_secs());
     Ok(())
 }

@@ -1,8 +1,7 @@
 //! `cargo x kills`: real processes die or stop at each named step (tests/tests/kills).
 
-use anyhow::{Context, Result, ensure};
-use selvage_tests::product::workspace_root;
-use std::process::{Command, Stdio};
+use crate::test;
+use anyhow::Result;
 
 /// Kills of a run in CI.
 const KILLS: u64 = 300;
@@ -29,16 +28,11 @@ impl Default for Arguments {
 /// # Errors
 /// Something was lost, leaked or came back, or a step was never reached.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(workspace_root())
-        .args(["test", "--package", "selvage-tests", "--test", "kills"])
-        .env("SELVAGE_KILLS", arguments.kills.to_string())
-        .stdin(Stdio::null());
+    let mut command = test::cargo();
+    command.args(["test", "--package", "selvage-tests", "--test", "kills", "--", "--nocapture"]);
+    command.env("SELVAGE_KILLS", arguments.kills.to_string());
     if let Some(seed) = arguments.seed {
         command.env("SELVAGE_SEED", seed.to_string());
     }
-    let status = command.status().context("cannot start cargo")?;
-    ensure!(status.success(), "the kills ended with {status}");
-    Ok(())
+    test::all_pass("kills", &mut command)
 }

@@ -3,6 +3,7 @@
 
 mod ci;
 mod demo;
+mod figures;
 mod guest;
 mod kills;
 mod proofs;

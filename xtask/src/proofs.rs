@@ -1,5 +1,6 @@
 //! `cargo x loom` and `cargo x model`: what a model checker tries exhaustively.
 
+use crate::figures;
 use crate::test::summary;
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
@@ -36,11 +37,13 @@ fn run(name: &str, arguments: &[&str]) -> Result<()> {
     for line in BufReader::new(child.stdout.take().context("the output is piped")?).lines() {
         let line = line?;
         println!("{line}");
+        figures::keep(&line);
         passed += summary(&line).map_or(0, |count| count.passed);
     }
     let status = child.wait()?;
     ensure!(status.success(), "{name} ended with {status}");
     ensure!(passed > 0, "{name} ran nothing");
     println!("{name}: {passed} checked, {} s", began.elapsed().as_secs());
+    figures::keep(&format!("figure: {name}.passed {passed}"));
     Ok(())
 }

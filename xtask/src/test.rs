@@ -1,8 +1,8 @@
 //! `cargo x test`: everything that is a test, and the count of what ran.
 
-use crate::setup;
+use crate::{figures, setup};
 use anyhow::{Context, Result, ensure};
-use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product};
+use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product, workspace_root};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
@@ -30,7 +30,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[setup::BUILD, setup::RUN, setup::TEST])?;
     let product = Product::build()?;
     let nextest = has_nextest();
-    let mut unit = cargo(&product);
+    let mut unit = cargo_with(&product);
     if nextest {
         unit.args(["nextest", "run", "--workspace", "--no-fail-fast", "--hide-progress-bar"]);
     } else {
@@ -40,7 +40,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     unit.args(&arguments.filter);
     let mut total = stage("tests", &mut unit)?;
     if arguments.filter.is_none() {
-        let mut doc = cargo(&product);
+        let mut doc = cargo_with(&product);
         doc.args(["test", "--workspace", "--doc", "--no-fail-fast"]);
         let count = stage("doc tests", &mut doc)?;
         total.passed += count.passed;
@@ -51,11 +51,17 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A cargo call in the workspace that tells tests where the product is.
-fn cargo(product: &Product) -> Command {
+/// A cargo call in the workspace.
+pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(selvage_tests::product::workspace_root());
-    command.env(PRODUCT_DIR_VARIABLE, &product.dir).env("CARGO_TERM_COLOR", "never").stdin(Stdio::null());
+    command.current_dir(workspace_root()).env("CARGO_TERM_COLOR", "never").stdin(Stdio::null());
+    command
+}
+
+/// One that tells tests where the product is.
+fn cargo_with(product: &Product) -> Command {
+    let mut command = cargo();
+    command.env(PRODUCT_DIR_VARIABLE, &product.dir);
     command
 }
 
@@ -63,6 +69,16 @@ fn has_nextest() -> bool {
     let mut command = Command::new("cargo");
     command.args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
+}
+
+/// Runs tests, shows what they say, keeps their figures, and wants all of at least one to be as they should.
+///
+/// # Errors
+/// A test failed, could not be built, or none ran.
+pub fn all_pass(name: &str, command: &mut Command) -> Result<()> {
+    let count = stage(name, command)?;
+    ensure!(count.failed == 0, "{name}: {} failed", count.failed);
+    Ok(())
 }
 
 /// Runs one stage, shows what it says, and counts from the summaries that cargo's and nextest's runners
@@ -80,6 +96,7 @@ fn stage(name: &str, command: &mut Command) -> Result<Count> {
     for line in BufReader::new(reader).lines() {
         let line = line?;
         let _ = writeln!(std::io::stdout(), "{line}");
+        figures::keep(&line);
         if let Some(more) = summary(&line) {
             count.passed += more.passed;
             count.failed += more.failed;
