@@ -211,6 +211,7 @@ fn executor(config: &Config, name: &str) -> Result<Executor> {
         chunk_bytes,
     };
     geometry.check()?;
+    tell_if_tight(config, &geometry);
     let params = Params {
         name: name.into(),
         incarnation: new_incarnation()?,
@@ -232,6 +233,21 @@ fn executor(config: &Config, name: &str) -> Result<Executor> {
     placement.pin_thread();
     let leases = Leases::new(geometry, config.memory.huge_pages, limits, placement, rdma);
     Ok(Executor::new(params, leases))
+}
+
+/// A node that dies leaves a lease that stays until its sessions have copies in others. Where these find no
+/// room, they wait for each other.
+fn tell_if_tight(config: &Config, geometry: &LeaseGeometry) {
+    let (most, lease_bytes) = (config.memory.server_bytes_max, geometry.total_bytes());
+    let (room, nodes) = (most / lease_bytes, config.nodes.len() as u64);
+    if most > 0 && room < 2 * nodes {
+        tracing::warn!(
+            "server_bytes_max = {most} has room for {room} leases of {lease_bytes} bytes; {nodes} nodes that \
+             come back at the same time need {}, and with fewer some get no copies here until this server is \
+             restarted with more",
+            2 * nodes
+        );
+    }
 }
 
 /// A chunk holds the largest archive's block, whose size class is a quarter of a doubling at most above it.
