@@ -47,8 +47,8 @@ pub fn run(config: Config) -> Result<()> {
     let connect_wait = limits::CONNECT_WAIT.min(Duration::from_millis(config.director.hold_ms));
     let routes = Arc::new(Routes::new(connect_wait));
     let metrics = Arc::new(Metrics::default());
-    let settings = Settings::new(&config, start.term_min, start.drained);
-    let (driver, handle) = Driver::new(settings, Arc::clone(&routes), place::drained_path(&config));
+    let settings = Settings::new(&config, start.term_min, start.drained, start.kept);
+    let (driver, handle) = Driver::new(settings, Arc::clone(&routes), start.memory);
     let control = ControlSide {
         control: start.control,
         remote: start.remote,

@@ -5,12 +5,12 @@
 
 use crate::cluster::status::Status;
 use crate::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Settings, Ticket};
+use crate::limits;
+use crate::place::Memory;
 use crate::proxy::routes::Routes;
-use crate::{limits, place};
 use selvage_fabric::control::message::{FromDirector, ToServer};
 use selvage_fabric::ident::Incarnation;
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -107,13 +107,13 @@ pub struct Driver {
     servers: HashMap<Link, mpsc::Sender<ToServer>>,
     tickets: HashMap<Ticket, oneshot::Sender<DrainOutcome>>,
     ticket_next: u64,
-    /// Where the names of drained nodes are kept.
-    drained: PathBuf,
+    /// What is kept for the next director.
+    memory: Memory,
 }
 
 impl Driver {
     /// The driver and the way to it.
-    pub fn new(settings: Settings, routes: Arc<Routes>, drained: PathBuf) -> (Self, Handle) {
+    pub fn new(settings: Settings, routes: Arc<Routes>, memory: Memory) -> (Self, Handle) {
         let (sender, inputs) = mpsc::channel(limits::EVENTS_MAX);
         let handle = Handle { inputs: sender, links: Arc::new(AtomicU64::new(1)) };
         let tick = settings.tick;
@@ -128,7 +128,7 @@ impl Driver {
             servers: HashMap::new(),
             tickets: HashMap::new(),
             ticket_next: 0,
-            drained,
+            memory,
         };
         (driver, handle)
     }
@@ -225,9 +225,13 @@ impl Driver {
                 }
             }
             Effect::Drained(names) => {
-                let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
-                if let Err(error) = place::replace(&self.drained, &lines) {
+                if let Err(error) = self.memory.keep_drained(&names) {
                     warn!("drained nodes will not be remembered: {error}");
+                }
+            }
+            Effect::Keep(view) => {
+                if let Err(error) = self.memory.keep_view(&view) {
+                    warn!("the view will not be remembered: {error}");
                 }
             }
             Effect::Log(text) => info!("{text}"),

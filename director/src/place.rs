@@ -6,6 +6,7 @@ use crate::limits;
 use rustix::fs::{FlockOperation, flock};
 use selvage_fabric::config::{Config, Node};
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
+use selvage_fabric::view::View;
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{ErrorKind as IoErrorKind, Read, Seek, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
@@ -13,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+use tracing::warn;
 
 /// What a running director holds. Dropping it removes the socket and frees the lock.
 #[derive(Debug)]
@@ -33,10 +35,63 @@ pub struct Start {
     pub browsers: TcpListener,
     /// Where operators connect.
     pub admin: TcpListener,
+    /// What is kept for the next director.
+    pub memory: Memory,
     /// Nodes that were drained when the last director here ended.
     pub drained: Vec<String>,
+    /// The last view of the last director here.
+    pub kept: Option<View>,
     /// The least term of this director.
     pub term_min: u32,
+}
+
+/// What a director keeps in its run folder for the next one.
+#[derive(Debug)]
+pub struct Memory {
+    drained: PathBuf,
+    view: PathBuf,
+}
+
+impl Memory {
+    fn of(config: &Config) -> Self {
+        let run_dir = &config.cluster.run_dir;
+        Self { drained: run_dir.join("director.drained"), view: run_dir.join("director.view") }
+    }
+
+    /// Keeps the names of drained nodes, one per line.
+    ///
+    /// # Errors
+    /// `Os`.
+    pub fn keep_drained(&self, names: &[String]) -> Result<()> {
+        let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+        replace(&self.drained, &lines)
+    }
+
+    /// Keeps a view. If that fails none is kept: an older one would tell what is not true any more.
+    ///
+    /// # Errors
+    /// `Os`.
+    pub fn keep_view(&self, view: &View) -> Result<()> {
+        let text = serde_json::to_string(view).map_err(|error| {
+            Error::new(ErrorKind::Invalid, Origin::Director, "a view cannot be written").with_source(error)
+        });
+        text.and_then(|text| replace(&self.view, &format!("{text}\n"))).inspect_err(|_| {
+            // It may not have been there.
+            let _ = std::fs::remove_file(&self.view);
+        })
+    }
+
+    fn drained(&self) -> Vec<String> {
+        let names = std::fs::read_to_string(&self.drained).unwrap_or_default();
+        names.lines().map(str::to_owned).collect()
+    }
+
+    /// A file that makes no sense is as good as none: servers tell what was.
+    fn view(&self) -> Option<View> {
+        let text = std::fs::read_to_string(&self.view).ok()?;
+        let view = serde_json::from_str(&text);
+        view.inspect_err(|error| warn!("{} is no view: {error}", self.view.display())).ok()
+    }
 }
 
 impl Place {
@@ -62,15 +117,11 @@ impl Place {
         let socket = config.director_socket();
         let control = control(&socket)?;
         let term_min = next_term(&config.cluster.run_dir.join("director.term"))?;
-        let drained = std::fs::read_to_string(drained_path(config)).unwrap_or_default();
-        let drained = drained.lines().map(str::to_owned).collect();
-        Ok((Self { socket, _lock: lock }, Start { control, remote, browsers, admin, drained, term_min }))
+        let memory = Memory::of(config);
+        let (drained, kept) = (memory.drained(), memory.view());
+        let start = Start { control, remote, browsers, admin, memory, drained, kept, term_min };
+        Ok((Self { socket, _lock: lock }, start))
     }
-}
-
-/// Where the names of drained nodes are kept over a restart of the director, one per line.
-pub fn drained_path(config: &Config) -> PathBuf {
-    config.cluster.run_dir.join("director.drained")
 }
 
 impl Drop for Place {
@@ -140,7 +191,7 @@ fn next_term(path: &Path) -> Result<u32> {
 ///
 /// # Errors
 /// `Os`.
-pub fn replace(path: &Path, text: &str) -> Result<()> {
+fn replace(path: &Path, text: &str) -> Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     std::fs::write(&fresh, text)
@@ -243,4 +294,31 @@ fn set_mode(path: &Path, mode: u32) -> Result<()> {
 /// The director's user.
 pub(crate) fn uid() -> u32 {
     rustix::process::geteuid().as_raw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selvage_fabric::ident::{Epoch, Incarnation};
+    use selvage_fabric::view::DeadEntry;
+
+    #[test]
+    fn a_view_is_kept_and_nonsense_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name| folder.path().join(name);
+        let memory = Memory { drained: path("director.drained"), view: path("director.view") };
+        assert_eq!((memory.view(), memory.drained()), (None, Vec::new()));
+        let dead = vec![DeadEntry { name: "n1".into(), incarnation: Incarnation(u64::MAX), sealed: true }];
+        let view = View { epoch: Epoch { term: 7, number: 9 }, copies: 2, dead, ..View::default() };
+        memory.keep_view(&view).unwrap();
+        memory.keep_drained(&["n2".into()]).unwrap();
+        assert_eq!((memory.view(), memory.drained()), (Some(view.clone()), vec!["n2".into()]));
+        std::fs::write(&memory.view, "{\"epoch\":").unwrap();
+        assert_eq!(memory.view(), None);
+        // What cannot be kept is not kept half: an older view would tell what is not true any more.
+        memory.keep_view(&view).unwrap();
+        std::fs::create_dir(path("director.view.new")).unwrap();
+        memory.keep_view(&view).unwrap_err();
+        assert_eq!(memory.view(), None);
+    }
 }

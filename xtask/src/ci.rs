@@ -23,6 +23,7 @@ pub fn main() -> Result<()> {
     stage("loom", proofs::loom)?;
     stage("model", proofs::model)?;
     stage("sim", || sim::main(&sim::Arguments::default()))?;
+    stage("mutants", || sim::main(&sim::Arguments { mutants: true, ..sim::Arguments::default() }))?;
     stage("kills", || kills::main(&kills::Arguments::default()))?;
     stage("soak", || soak::main(&soak::Arguments::default()))?;
     stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;

@@ -19,14 +19,21 @@ pub struct Arguments {
     /// Go on after a seed that fails
     #[arg(long)]
     pub go_on: bool,
-    /// Take each protocol rule out in turn, and tell which seeds and checks notice
+    /// Break each protocol rule in turn, and other things, and tell which seeds and checks notice
     #[arg(long)]
     pub mutants: bool,
+    /// Only mutants whose names contain this; with --seed, the one of this name
+    #[arg(long)]
+    pub mutant: Option<String>,
+    /// With --seed and --mutant: a cluster as that mutant's, with nothing broken
+    #[arg(long)]
+    pub whole: bool,
 }
 
 impl Default for Arguments {
     fn default() -> Self {
-        Self { seeds: 200, from: 1, seed: None, go_on: false, mutants: false }
+        let (seed, go_on, mutants, mutant, whole) = (None, false, false, None, false);
+        Self { seeds: 200, from: 1, seed, go_on, mutants, mutant, whole }
     }
 }
 
@@ -41,13 +48,19 @@ pub fn main(arguments: &Arguments) -> Result<()> {
         .args(["test", "--quiet", "--release", "--package", "selvage-tests", "--test", "sim", "--"])
         .stdin(Stdio::null());
     match arguments.seed {
-        Some(seed) => command.args(["--seed", &seed.to_string()]),
-        None => {
-            command.args(["--seeds", &arguments.seeds.to_string(), "--from", &arguments.from.to_string()])
-        }
+        Some(seed) => drop(command.args(["--seed", &seed.to_string()])),
+        None if arguments.mutants => {}
+        None => drop(command.args([
+            "--seeds",
+            &arguments.seeds.to_string(),
+            "--from",
+            &arguments.from.to_string(),
+        ])),
     };
     command.args(arguments.go_on.then_some("--go-on"));
     command.args(arguments.mutants.then_some("--mutants"));
+    command.args(arguments.whole.then_some("--whole"));
+    command.args(arguments.mutant.iter().flat_map(|name| ["--mutant", name]));
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "the simulation ended with {status}");
     Ok(())

@@ -76,6 +76,8 @@ pub struct Settings {
     pub drained: Vec<String>,
     /// The least term: the Unix time at start, s, and above the term of the last director here.
     pub term_min: u32,
+    /// The last view of the last director here.
+    pub kept: Option<View>,
 }
 
 /// What the state machine must know of a configured server.
@@ -93,7 +95,7 @@ pub struct ServerSettings {
 
 impl Settings {
     /// From the configuration file.
-    pub fn new(config: &Config, term_min: u32, drained: Vec<String>) -> Self {
+    pub fn new(config: &Config, term_min: u32, drained: Vec<String>, kept: Option<View>) -> Self {
         let timing = &config.timing;
         Self {
             heartbeat: timing.heartbeat(),
@@ -115,6 +117,7 @@ impl Settings {
                 .collect(),
             drained,
             term_min,
+            kept,
         }
     }
 }
@@ -252,6 +255,9 @@ pub enum Effect {
     },
     /// Keep these names of drained nodes for the next director.
     Drained(Vec<String>),
+    /// Keep this view for the next director. It is kept before anybody hears of it, so that nobody has seen a
+    /// newer one than the next director.
+    Keep(Arc<View>),
     /// Tell people.
     Log(String),
 }
@@ -287,6 +293,8 @@ pub struct Cluster {
     /// What is held has changed.
     held_changed: bool,
     last_tick: Option<Moment>,
+    /// Somebody has spoken to this director.
+    has_heard: bool,
     /// Times that a silent member was spared because its beats went on.
     spared: u64,
 }
@@ -317,6 +325,7 @@ impl Cluster {
             changed: false,
             held_changed: false,
             last_tick: None,
+            has_heard: false,
             spared: 0,
         }
     }
@@ -329,6 +338,7 @@ impl Cluster {
     /// Takes an event and says what to do.
     pub fn step(&mut self, event: Event, now: Moment) -> Vec<Effect> {
         let mut out = Vec::new();
+        self.has_heard |= matches!(event, Event::NodeMessage { .. } | Event::ServerReport { .. });
         match event {
             Event::Tick => self.tick(now, &mut out),
             Event::NodeOpened { link, name, incarnation } => self.node_opened(link, name, incarnation),
@@ -358,20 +368,26 @@ impl Cluster {
     }
 
     /// The director's own pauses do not count as silence of others: what they sent meanwhile may still be
-    /// unread.
+    /// unread. Nor does the time in which nobody at all was heard after its start: it is itself that is cut
+    /// off.
     fn forgive_own_pause(&mut self, now: Moment) {
         let gap = self.last_tick.map_or(Duration::ZERO, |last| now.saturating_sub(last));
         self.last_tick = Some(now);
-        if gap <= self.settings.tick * 2 {
-            return;
+        if !self.has_heard {
+            self.forgive(gap, now);
+        } else if gap > self.settings.tick * 2 {
+            let late = gap - self.settings.tick;
+            self.forgive(late, now);
+            if let Phase::Recovering { until } = &mut self.phase {
+                *until += late;
+            }
         }
-        let late = gap - self.settings.tick;
+    }
+
+    fn forgive(&mut self, late: Duration, now: Moment) {
         let forgive = |heard: &mut Moment| *heard = (*heard).max((*heard + late).min(now));
         self.nodes.values_mut().filter_map(|node| node.life.as_mut()).for_each(|life| life.forgive(forgive));
         self.servers.values_mut().for_each(|server| server.forgive(forgive));
-        if let Phase::Recovering { until } = &mut self.phase {
-            *until += late;
-        }
     }
 
     /// Follows up: recovery that is complete, then views until nothing more changes.
@@ -402,6 +418,7 @@ impl Cluster {
             .filter(|dead| dead.ended.is_none())
             .for_each(|dead| dead.ended = Some(self.epoch));
         self.view = Arc::new(self.build_view());
+        out.push(Effect::Keep(Arc::clone(&self.view)));
         out.push(self.publish());
         for server in self.servers.values_mut() {
             if let Some(link) = server.send_view(now) {

@@ -4,6 +4,12 @@
 //! reports is where it goes on: its nodes and servers stay, each with a period of grace to be heard, its dead
 //! stay dead. Its own term is above every term reported and not below the Unix time, so no tag comes back
 //! even if everything died at once.
+//!
+//! Those who carried the last views out may be gone or not heard: then servers, or nodes that were stopped,
+//! know older ones, in which somebody lives whose sessions others have had since. And nodes that live on
+//! would be taken for dead until they are heard, if no server told of them. So the last director here has
+//! kept its last view, and where that is newer it counts in place of what was reported. A director that hears
+//! nobody at all ends nobody: it is itself that is cut off.
 
 use super::dead::Dead;
 use super::nodes::{Life, Waiting};
@@ -25,7 +31,7 @@ pub(super) enum Phase {
         floor: Epoch,
         /// This director's first term.
         born: u32,
-        /// Some server told what the cluster was before, or a node went on without any.
+        /// A server or the kept view told what the cluster was before, or a node went on without any.
         based: bool,
     },
 }
@@ -39,7 +45,7 @@ impl Cluster {
         }
         let reports = self.servers.values().filter(|server| server.reported).map(|server| &server.report);
         let views = reports.clone().filter_map(|report| report.view.as_ref());
-        let base = views.max_by_key(|view| view.epoch).cloned();
+        let base = views.chain(self.kept()).max_by_key(|view| view.epoch).cloned();
         let resumes = self.node_links.values().filter_map(|caller| match caller.waiting {
             Some(Waiting::Resume(epoch)) => Some(epoch),
             _ => None,
@@ -52,8 +58,9 @@ impl Cluster {
         let floor = seen.iter().copied().max().unwrap_or_default();
         self.epoch.term = self.settings.term_min;
         if holds(Rule::R12Epochs) {
-            self.epoch.term = self.epoch.term.max(floor.term.saturating_add(1));
-            self.epoch.number = seen.iter().map(|epoch| epoch.number).max().unwrap_or_default();
+            let kept = self.kept().map(|view| view.epoch).unwrap_or_default();
+            self.epoch.term = self.epoch.term.max(floor.max(kept).term.saturating_add(1));
+            self.epoch.number = seen.iter().map(|epoch| epoch.number).fold(kept.number, u32::max);
         }
         self.phase = Phase::Steady {
             grace_until: now + self.settings.silence * 2,
@@ -75,6 +82,11 @@ impl Cluster {
         self.admit_reported(base.as_ref(), now, out);
         self.serve_waiting(now, out);
         true
+    }
+
+    /// What the last director here published last.
+    fn kept(&self) -> Option<&View> {
+        self.settings.kept.as_ref().filter(|view| holds(Rule::R12Epochs) && self.is_plausible(view.epoch))
     }
 
     /// Goes on from an earlier director's view: its members stay and must be heard within two silence
@@ -167,8 +179,8 @@ impl Cluster {
         }
     }
 
-    /// Whether this incarnation lives, or can have lived until the director's restart without any server's
-    /// knowledge.
+    /// Whether this incarnation lives, or can have lived until the director's restart although neither a
+    /// server nor a kept view tells so.
     pub(super) fn may_resume(&self, name: &str, incarnation: Incarnation, epoch: Epoch, now: Moment) -> bool {
         let Some(node) = self.nodes.get(name) else { return false };
         if let Some(life) = &node.life {
@@ -181,6 +193,8 @@ impl Cluster {
             && now <= grace_until
             // One who has seen less than others may have been ended by what it has not seen.
             && epoch >= floor
+            // Whom the newest view has lives already.
+            && self.kept().is_none_or(|kept| kept.epoch < floor)
             // Of this director's own life every end is known.
             && incarnation.0 >> 32 < u64::from(born)
     }

@@ -115,6 +115,11 @@ impl Handle {
         self.0.facts.expiry_ms
     }
 
+    /// Copies of this version that count.
+    pub fn copies(&self) -> u32 {
+        self.0.facts.copies
+    }
+
     /// The cookie that names it here.
     pub fn cookie(&self) -> Cookie {
         Cookie { id: self.id(), host: self.0.host.incarnation() }

@@ -3,7 +3,7 @@
 use crate::director::{Answer, proxy};
 use crate::history::Value;
 use crate::request::{Reply, Request};
-use crate::schedule::{self, MS, Pid, Random};
+use crate::schedule::{self, Pid, Random};
 use crate::world::{cover, world};
 use selvage_fabric::ident::Cookie;
 use selvage_fabric::node::OpenMode;
@@ -48,16 +48,20 @@ fn browse(_pid: Pid, mut random: Random) {
         let pause = world(|world| world.swarm.pause_between);
         schedule::sleep(random.below(2 * pause + 1));
         let cookies = COOKIES.with_borrow(Vec::len);
-        let most = world(|world| (world.swarm.sessions_max as usize / 2).min(24));
+        let (most, changes) = world(|world| {
+            let most = (world.swarm.sessions_max as usize - 2).min(world.swarm.sessions);
+            (most, world.swarm.changes)
+        });
         let at = random.below(cookies.max(1) as u64) as usize;
         let cookie = COOKIES.with_borrow(|cookies| cookies.get(at).copied());
         let create = cookie.is_none() || (cookies < most && random.chance(150));
-        let request = match random.below(100) {
+        let change = random.below(100) < changes;
+        let request = match random.below(50) {
             _ if create => Request::Create { value: next_value() },
-            0..50 => Request::Change { value: next_value() },
-            50..70 => Request::Read { mode: OpenMode::ReadOnly },
-            70..88 => Request::Read { mode: OpenMode::Exclusive },
-            88..94 => Request::Destroy,
+            _ if change => Request::Change { value: next_value() },
+            0..20 => Request::Read { mode: OpenMode::ReadOnly },
+            20..38 => Request::Read { mode: OpenMode::Exclusive },
+            38..44 => Request::Destroy,
             _ => Request::Regenerate,
         };
         ask(&request, cookie.filter(|_| !create));
@@ -67,7 +71,9 @@ fn browse(_pid: Pid, mut random: Random) {
 /// Asks, and checks the answer against the history. Returns whether it was answered.
 pub fn ask(request: &Request, cookie: Option<Cookie>) -> bool {
     let began = schedule::now();
+    enter(cookie, 1);
     let answer = proxy(request, cookie);
+    enter(cookie, -1);
     let name = match request {
         Request::Create { .. } => "create",
         Request::Read { mode: OpenMode::ReadOnly } => "read",
@@ -88,6 +94,10 @@ pub fn ask(request: &Request, cookie: Option<Cookie>) -> bool {
                 }
                 if let Some(now) = now {
                     world.history.expires(now.id, expiry_ms);
+                    if world.director.view.node(now.host).is_none() {
+                        let what = format!("{:x} was ended, and its answer reached a browser", now.host.0);
+                        world.fail("one owner", &what);
+                    }
                 }
                 if let (Some(cookie), Request::Destroy | Request::Regenerate) = (cookie, request) {
                     world.history.gone(cookie.id);
@@ -102,11 +112,8 @@ pub fn ask(request: &Request, cookie: Option<Cookie>) -> bool {
             if let Some(cookie) = cookie {
                 world(|world| {
                     world.answered += 1;
-                    // Clocks differ and jump, and a touch may not have been pushed.
-                    let clocks = 2 * world.swarm.skew_ms as u64 + 2 * crate::fault::JUMP_MS;
-                    let slack = clocks + 1000 + world.swarm.idle_s * 1000 / 5;
-                    let latest = schedule::clock_of(None, true) / MS + slack;
-                    world.history.missed(cookie.id, began, latest);
+                    let latest_ms = world.latest_ms();
+                    world.history.missed(cookie.id, began, latest_ms);
                     world.look_at_history();
                 });
             }
@@ -118,6 +125,20 @@ pub fn ask(request: &Request, cookie: Option<Cookie>) -> bool {
             false
         }
     }
+}
+
+/// Counts the requests to a session.
+fn enter(cookie: Option<Cookie>, by: i32) {
+    let Some(cookie) = cookie else { return };
+    world(|world| {
+        let count = world.asked.entry(cookie.id).or_default();
+        *count = count.saturating_add_signed(by);
+        match *count {
+            0 => drop(world.asked.remove(&cookie.id)),
+            1 => {}
+            _ => world.cover("state: requests to one session at the same time"),
+        }
+    });
 }
 
 /// The browser's cookie after an answer.

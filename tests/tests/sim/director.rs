@@ -1,7 +1,7 @@
 //! The director: the production's state machine and table of routes; around them its connections, and the
 //! proxy's way of a request.
 
-use crate::mutant::{self, Broken, Mutant};
+use crate::mutant::{self, Broken, What};
 use crate::net::{self, ConnId, Host, Message, Party};
 use crate::node::{self, Reply, Request};
 use crate::schedule::{self, MS, Pid, S, Time};
@@ -27,6 +27,7 @@ pub struct Director {
     /// The files that outlast its process.
     term_last: u32,
     drained: Vec<String>,
+    kept: Option<View>,
     boots: u32,
     /// The newest view that any life has published.
     pub view: Arc<View>,
@@ -54,11 +55,15 @@ pub fn start() {
         let director = &mut world.director;
         director.boots += 1;
         let term = match world.mutant {
-            Some(Mutant::Other(Broken::TermRepeats)) => 1_800_000_000,
+            Some(What::Other(Broken::DirectorForgets)) => 1_800_000_000,
             _ => (1_800_000_000 + (schedule::now() / S) as u32).max(director.term_last + 1),
         };
         director.term_last = term;
-        let settings = Settings::new(&world.config, term, director.drained.clone());
+        let kept = match world.mutant {
+            Some(What::Other(Broken::KeptViewLost | Broken::DirectorForgets)) => None,
+            _ => director.kept.clone(),
+        };
+        let settings = Settings::new(&world.config, term, director.drained.clone(), kept);
         let tick = settings.tick;
         director.life = Some(Life {
             pid,
@@ -156,6 +161,10 @@ pub fn steward_left(conn: ConnId) {
 pub fn server_said(index: usize, conn: ConnId, message: FromServer) {
     match message {
         FromServer::Report(report) => {
+            world(|world| {
+                world.history.has_view(report.incarnation, report.epoch);
+                world.look_at_history();
+            });
             step(Event::ServerReport { link: Link(conn.0), report: Box::new(report) })
         }
         FromServer::Refused(Refusal::OldTerm(epoch)) => {
@@ -236,20 +245,29 @@ fn carry_out(effect: Effect) {
             world.trace(format!("drain {}: {outcome:?}", ticket.0));
         }),
         Effect::Drained(names) => world(|world| world.director.drained = names),
-        Effect::Log(text) => world(|world| world.trace(format!("director: {text}"))),
+        Effect::Keep(view) => world(|world| world.director.kept = Some((*view).clone())),
+        Effect::Log(text) => world(|world| {
+            if text.starts_with("going on from epoch") {
+                let servers = world.director.life.as_ref().map_or(0, |life| life.servers.len());
+                world.cover(if servers == 0 {
+                    "state: director went on without any server"
+                } else {
+                    "state: director went on from an earlier view"
+                });
+            }
+            world.trace(format!("director: {text}"));
+        }),
     }
 }
 
 fn publish(world: &mut World, view: Arc<View>, held: &[Incarnation]) {
     if view.epoch.number > 0 {
-        if view.epoch.number < world.director.view.epoch.number {
-            let (old, new) = (world.director.view.epoch, view.epoch);
-            // Without any server the next director cannot know (ARCHITECTURE.md).
-            world.history.forgot = true;
-            world.cover("state: director began without any server");
-            world.trace(format!("the view falls from {old} to {new}"));
+        let (old, new) = (world.director.view.epoch, view.epoch);
+        if new.number < old.number || new.term < old.term {
+            world.fail("epochs rise", &format!("the view falls from {old} to {new}"));
         }
         world.history.viewed(&view);
+        world.look_at_history();
         world.director.view = Arc::clone(&view);
     }
     let nodes: Vec<String> =

@@ -6,7 +6,7 @@ use crate::world::{World, cover, world};
 use crate::{director, node, server};
 
 /// A kind of fault: its name, and what it does.
-pub const KINDS: [(&str, fn()); 12] = [
+pub const KINDS: [(&str, fn()); 15] = [
     ("fault: process of a node killed", kill_process),
     ("fault: node killed", kill_node),
     ("fault: server killed, comes back empty", kill_server),
@@ -19,7 +19,22 @@ pub const KINDS: [(&str, fn()); 12] = [
     ("fault: network cut on both sides", cut_both_sides),
     ("fault: clock jumped", jump_clock),
     ("fault: node drained", drain_node),
+    ("fault: server removed or added", change_servers),
+    ("fault: worker removed or added", change_workers),
+    ("fault: everything killed at once", cut_power),
 ];
+
+/// Which of them are jumps of clocks.
+pub const JUMPS: usize = 10;
+
+/// The kinds of these names.
+pub fn named(names: &[&str]) -> Vec<usize> {
+    let index = |name: &&str| {
+        let found = KINDS.iter().position(|(kind, _)| kind.strip_prefix("fault: ") == Some(name));
+        found.unwrap_or_else(|| panic!("no kind of fault is {name}"))
+    };
+    names.iter().map(index).collect()
+}
 
 /// How far a clock may be off after a jump.
 pub const JUMP_MS: u64 = 2000;
@@ -35,13 +50,21 @@ pub fn begin(end: schedule::Time) {
         if schedule::now() >= end {
             return;
         }
-        let kind = world(|world| {
-            let at = world.random.below(world.swarm.faults.len() as u64) as usize;
-            world.swarm.faults[at]
-        });
-        KINDS[kind].1();
+        strike();
+        if world(|world| world.random.chance(world.swarm.twin_per_mille)) {
+            cover("fault: several at once");
+            strike();
+        }
         begin(end);
     });
+}
+
+fn strike() {
+    let kind = world(|world| {
+        let at = world.random.below(world.swarm.faults.len() as u64) as usize;
+        world.swarm.faults[at]
+    });
+    KINDS[kind].1();
 }
 
 fn draw(low_ms: u64, high_ms: u64) -> schedule::Time {
@@ -87,7 +110,10 @@ pub fn end_node(index: usize) {
 
 /// Starts the processes that a node lacks.
 pub fn refill_node(index: usize) {
-    let missing = world(|world| world.swarm.processes.saturating_sub(world.nodes[index].processes.len()));
+    let missing = world(|world| {
+        let node = &world.nodes[index];
+        node.wanted.saturating_sub(node.processes.len())
+    });
     for _ in 0..missing {
         node::start(index);
     }
@@ -101,9 +127,9 @@ fn kill_server() {
     schedule::after(back, move || refill_server(index));
 }
 
-/// Starts a server that does not run.
+/// Starts a server that does not run, unless it was removed.
 pub fn refill_server(index: usize) {
-    if world(|world| world.servers[index].life.is_none()) {
+    if world(|world| world.servers[index].life.is_none() && !world.servers[index].removed) {
         server::start(index);
     }
 }
@@ -217,6 +243,63 @@ fn drain_node() {
     schedule::after(back, move || director::undrain(&name));
 }
 
+/// A server leaves the cluster for good, unless it is the last one; or one that left, or was never there,
+/// comes.
+fn change_servers() {
+    let (there, away): (Vec<usize>, Vec<usize>) =
+        world(|world| (0..world.servers.len()).partition(|index| !world.servers[*index].removed));
+    let add = !away.is_empty() && (there.len() == 1 || world(|world| world.random.chance(500)));
+    if add {
+        return add_server(away[pick(away.len())]);
+    }
+    if there.len() > 1 {
+        let index = there[pick(there.len())];
+        hit(KINDS[12].0, format!("s{}", index + 1));
+        cover("state: server removed");
+        world(|world| world.servers[index].removed = true);
+        server::kill(index);
+    }
+}
+
+/// A server that was not there comes.
+pub fn add_server(index: usize) {
+    hit(KINDS[12].0, format!("s{}", index + 1));
+    cover("state: server added");
+    world(|world| world.servers[index].removed = false);
+    refill_server(index);
+}
+
+/// A node goes on with one process less, or more.
+fn change_workers() {
+    let index = pick(world(|world| world.nodes.len()));
+    let wanted = world(|world| world.nodes[index].wanted);
+    let less = wanted > 1 && (wanted == WORKERS_MAX || world(|world| world.random.chance(500)));
+    hit(KINDS[13].0, format!("n{}", index + 1));
+    world(|world| world.nodes[index].wanted = if less { wanted - 1 } else { wanted + 1 });
+    if !less {
+        return refill_node(index);
+    }
+    let pids: Vec<Pid> = world(|world| world.nodes[index].processes.keys().copied().collect());
+    if pids.len() >= wanted {
+        node::kill(index, pids[pick(pids.len())]);
+    }
+}
+
+/// Processes of a node at most; its cache has room for twice as many.
+const WORKERS_MAX: usize = 4;
+
+/// All hosts lose their power, and come back one after the other.
+fn cut_power() {
+    hit(KINDS[14].0, String::new());
+    director::kill();
+    let (servers, nodes) = world(|world| (world.servers.len(), world.nodes.len()));
+    (0..servers).for_each(server::kill);
+    (0..nodes).for_each(end_node);
+    schedule::after(draw(1, 3000), refill_director);
+    (0..servers).for_each(|index| schedule::after(draw(1, 3000), move || refill_server(index)));
+    (0..nodes).for_each(|index| schedule::after(draw(1, 3000), move || refill_node(index)));
+}
+
 /// Everything runs and reaches everything.
 pub fn mend() {
     world(|world| {
@@ -229,7 +312,7 @@ pub fn mend() {
         for index in 0..world(|world| world.servers.len()) {
             schedule::after((1 + index as u64) * 1200 * MS, move || {
                 server::kill(index);
-                server::start(index);
+                refill_server(index);
             });
         }
     }

@@ -3,16 +3,16 @@
 //!
 //! Every commit writes a value of its own, so a value that is read tells which commit it is from. Commits of
 //! a session are ordered by their beginning, which its lock makes one order. A commit is *supported* as long
-//! as something must still have it: the life that made it, while the view has that as up; or a lease of an up
-//! server where it was acked, until that lease is released or a later ack there says "moved". A read that
-//! began after a supported commit ended must not find an earlier one (guarantees 1, 2 and 4, and, since reads
-//! and writes go through the director, that sessions are linearizable).
+//! as something must still have it: a life that made or adopted it, while the view has that as up; or a lease
+//! of an up server where it was acked, until that lease is released or a later ack there says "moved". A read
+//! that began after a supported commit ended, or was seen, must not find an earlier one (guarantees 1, 2 and
+//! 4, and, since reads and writes go through the director, that sessions are linearizable).
 
 use crate::request::short;
 use crate::schedule::{self, Time};
 use crate::world::world;
 use selvage_fabric::archive::{OwnedArchive, ValueRef};
-use selvage_fabric::ident::{Incarnation, SessionId, Version};
+use selvage_fabric::ident::{Epoch, Incarnation, SessionId, Version};
 use selvage_fabric::lease::{Cell, CellState};
 use selvage_fabric::transport::Push;
 use selvage_fabric::view::View;
@@ -31,11 +31,17 @@ struct Session {
     /// Versions that were posted, and their values.
     versions: BTreeMap<Version, Value>,
     support: BTreeMap<Value, BTreeSet<LeaseId>>,
+    /// Where a value was ever acked, also where it is no more.
+    acks: BTreeMap<Value, BTreeSet<LeaseId>>,
+    /// Which nodes' lives have had a value in their cache: those that have pushed it.
+    cached: BTreeMap<Value, BTreeSet<Incarnation>>,
     /// Somebody tries to end it: it may be gone.
     ending: bool,
     gone: Option<Time>,
     /// The last expiry that a browser was told, Unix ms.
     expiry_ms: u64,
+    /// The expiry in the last acked cell of each lease.
+    pushed_ms: BTreeMap<LeaseId, u64>,
 }
 
 struct Commit {
@@ -51,9 +57,10 @@ pub struct History {
     sessions: BTreeMap<SessionId, Session>,
     nodes: BTreeSet<Incarnation>,
     servers: BTreeSet<Incarnation>,
-    /// A director began without hearing any server, so it did not know what was. Known gap: a node that slept
-    /// through its term may go on in the next one, with sessions that were told missing meanwhile.
-    pub forgot: bool,
+    /// Incarnations of nodes that a view has ended.
+    ended: BTreeSet<Incarnation>,
+    /// The newest view of every life of a node or server.
+    epochs: BTreeMap<Incarnation, Epoch>,
     pub checks: u64,
     pub acks: u64,
     pub commits: u64,
@@ -61,13 +68,13 @@ pub struct History {
 }
 
 /// What goes beside a value into the session, so that a mix shows: its length and bytes follow from it.
-pub fn blob(value: Value) -> Vec<u8> {
-    let length = 1 + (value.0.wrapping_mul(2_654_435_761) >> 7) % 900;
+pub fn blob(value: Value, (from, to): (u64, u64)) -> Vec<u8> {
+    let length = from + (value.0.wrapping_mul(2_654_435_761) >> 7) % (to - from + 1);
     (0..length).map(|at| (value.0 as u8).wrapping_add((at as u8).wrapping_mul(31))).collect()
 }
 
-/// A push is about to be posted: which value does its version have?
-pub fn posted(push: &Push<'_>) {
+/// A push is about to be posted by this life of a node: which value does its version have?
+pub fn posted(push: &Push<'_>, node: Incarnation) {
     let Some((_, bytes)) = push.block else { return };
     let Ok(archive) = OwnedArchive::copy_of(bytes, &crate::world::archive_limits()) else {
         return world(|world| world.fail("whole versions", "a node posts an archive that is none"));
@@ -77,7 +84,17 @@ pub fn posted(push: &Push<'_>) {
         world(|world| {
             let session = world.history.sessions.entry(id).or_default();
             session.versions.insert(version, Value(value as u64));
+            session.cached.entry(Value(value as u64)).or_default().insert(node);
         });
+    }
+}
+
+impl Session {
+    /// Whether it may be gone.
+    fn is_excused(&self, latest_ms: u64) -> bool {
+        // A touch that reached no server is no promise.
+        let pushed_ms = self.pushed_ms.values().copied().max().unwrap_or(u64::MAX);
+        self.ending || self.gone.is_some() || self.expiry_ms.min(pushed_ms) <= latest_ms
     }
 }
 
@@ -95,6 +112,21 @@ impl History {
     pub fn viewed(&mut self, view: &View) {
         self.nodes = view.nodes.iter().map(|node| node.incarnation).collect();
         self.servers = view.servers.iter().map(|server| server.incarnation).collect();
+        self.ended.extend(view.dead.iter().map(|dead| dead.incarnation));
+        if let Some(node) = view.nodes.iter().find(|node| self.ended.contains(&node.incarnation)) {
+            let what = format!("{:x} is up in view {}, and was ended before", node.incarnation.0, view.epoch);
+            self.fail("one owner", what);
+        }
+    }
+
+    /// A node or server has carried a view out (R12).
+    pub fn has_view(&mut self, life: Incarnation, epoch: Epoch) {
+        let last = self.epochs.entry(life).or_insert(epoch);
+        let (before, falls) = (*last, epoch.number < last.number || epoch.term < last.term);
+        *last = epoch;
+        if falls {
+            self.fail("epochs rise", format!("the view of {:x} falls from {before} to {epoch}", life.0));
+        }
     }
 
     /// A commit begins.
@@ -116,7 +148,8 @@ impl History {
     pub fn reported(&mut self, id: SessionId, value: Value, copies: u32, host: Incarnation) {
         self.checks += 1;
         let Some(session) = self.sessions.get(&id) else { return };
-        let acked = session.support.get(&value);
+        // A server that acked may have left since: its node hears of that a little later.
+        let acked = session.acks.get(&value);
         let servers: BTreeSet<Incarnation> = acked
             .into_iter()
             .flatten()
@@ -130,6 +163,11 @@ impl History {
                 value.0,
                 servers.len()
             );
+            return self.fail("acks are true", what);
+        }
+        // Its mandate was over before it was ended (R8), and it serves nothing after that.
+        if copies > 0 && self.ended.contains(&host) {
+            let what = format!("{:x} was ended and tells {copies} copies of session {}", host.0, short(id));
             self.fail("acks are true", what);
         }
     }
@@ -140,8 +178,10 @@ impl History {
         let Some(session) = self.sessions.get_mut(&cell.id) else { return };
         match cell.state {
             CellState::Live => {
+                session.pushed_ms.insert(lease, cell.expiry_ms);
                 if let Some((_, value)) = session.versions.range(..=cell.version).next_back() {
                     session.support.entry(*value).or_default().insert(lease);
+                    session.acks.entry(*value).or_default().insert(lease);
                 }
             }
             // Without a version it only closes a slot of the quarantine.
@@ -155,8 +195,35 @@ impl History {
         }
     }
 
-    /// A lease is released: nothing that only it has may be needed any more (R10).
-    pub fn released(&mut self, lease: LeaseId) {
+    /// A lease is released by a view: nothing that only it has may be needed any more (R10). Sessions whose
+    /// time may be over by `latest_ms` are nobody's loss.
+    pub fn released(&mut self, lease: LeaseId, latest_ms: u64) {
+        let (server, node) = lease;
+        if self.servers.contains(&server) && !self.nodes.contains(&node) {
+            self.checks += 1;
+            if let Some(what) = self.sessions.iter().find_map(|(id, session)| {
+                let (value, _) = session.support.iter().find(|(_, leases)| leases.contains(&lease))?;
+                let lost = !session.is_excused(latest_ms) && !self.is_kept(session, *value, node);
+                lost.then(|| {
+                    format!(
+                        "the lease of {:x} at {:x} is released, and nobody else has session {} with value \
+                         {}: {:x?}",
+                        node.0,
+                        server.0,
+                        short(*id),
+                        value.0,
+                        session.support
+                    )
+                })
+            }) {
+                self.fail("released when settled", what);
+            }
+        }
+        self.dropped(lease);
+    }
+
+    /// A lease is gone.
+    pub fn dropped(&mut self, lease: LeaseId) {
         for session in self.sessions.values_mut() {
             for leases in session.support.values_mut() {
                 leases.remove(&lease);
@@ -180,16 +247,48 @@ impl History {
         self.sessions.entry(id).or_default().expiry_ms = expiry_ms;
     }
 
+    /// A node tells that a session has so many copies and expires then: its copies must know that (R13).
+    pub fn touched(&mut self, id: SessionId, copies: u32, expiry_ms: u64) {
+        self.checks += 1;
+        let Some(session) = self.sessions.get(&id) else { return };
+        let known = session.pushed_ms.iter().filter(|(_, pushed_ms)| **pushed_ms >= expiry_ms);
+        let servers: BTreeSet<Incarnation> = known.map(|((server, _), _)| *server).collect();
+        if (servers.len() as u32) < copies {
+            let what = format!(
+                "session {} tells {copies} copies and expiry {expiry_ms}, the copies have {:?}",
+                short(id),
+                session.pushed_ms
+            );
+            self.fail("touches are pushed", what);
+        }
+    }
+
     /// Whether a session was told gone.
     pub fn is_gone(&self, id: SessionId) -> bool {
         self.sessions.get(&id).is_some_and(|session| session.gone.is_some())
     }
 
+    /// Whether somebody else than a dead node has this value or a later one.
+    fn is_kept(&self, session: &Session, value: Value, dead: Incarnation) -> bool {
+        let Some(at) = session.commits.iter().position(|commit| commit.value == value) else { return true };
+        session.commits[at..].iter().any(|commit| {
+            let mut leases = session.support.get(&commit.value).into_iter().flatten();
+            leases.any(|(server, node)| *node != dead && self.servers.contains(server))
+                || self.is_cached(session, commit)
+        })
+    }
+
+    /// Whether a living node has it in its cache: its own, or one that it adopted.
+    fn is_cached(&self, session: &Session, commit: &Commit) -> bool {
+        let mut lives = session.cached.get(&commit.value).into_iter().flatten();
+        (commit.done.is_some() && self.nodes.contains(&commit.host))
+            || lives.any(|life| self.nodes.contains(life))
+    }
+
     fn is_supported(&self, session: &Session, commit: &Commit) -> bool {
         let leases = session.support.get(&commit.value).into_iter().flatten();
         let mut servers = leases.map(|(server, _)| server);
-        servers.any(|server| self.servers.contains(server))
-            || (commit.done.is_some() && self.nodes.contains(&commit.host))
+        servers.any(|server| self.servers.contains(server)) || self.is_cached(session, commit)
     }
 
     /// A browser was answered that a session has this value, in a request that began then.
@@ -216,7 +315,12 @@ impl History {
                 session.support.get(&lost.value),
                 lost.host.0
             );
-            self.fail("acked is kept", what);
+            return self.fail("acked is kept", what);
+        }
+        // What one has seen the next one sees, too, also of a commit that has not ended.
+        let commit = self.sessions.get_mut(&id).and_then(|session| session.commits.get_mut(at));
+        if let Some(commit) = commit {
+            commit.done.get_or_insert(schedule::now());
         }
     }
 
@@ -224,11 +328,8 @@ impl History {
     pub fn missed(&mut self, id: SessionId, began: Time, latest_ms: u64) {
         self.checks += 1;
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let expired = session.expiry_ms <= latest_ms;
-        let excused = session.ending || session.gone.is_some() || expired;
-        if !self.forgot || excused {
-            session.gone = session.gone.or(Some(schedule::now()));
-        }
+        let excused = session.is_excused(latest_ms);
+        session.gone = session.gone.or(Some(schedule::now()));
         let session = &self.sessions[&id];
         let mut commits =
             session.commits.iter().filter(|commit| commit.done.is_some_and(|done| done <= began));

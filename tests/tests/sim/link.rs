@@ -5,19 +5,20 @@
 //! Over shared memory a process can be stopped between two pieces, and go on much later.
 
 use crate::history;
-use crate::mutant::{self, Broken, Mutant};
+use crate::mutant::{self, Broken, What};
 use crate::net::Host;
 use crate::schedule::{self, FiberId, MS, Pid, Time, US};
-use crate::world::{World, cover, world};
+use crate::world::{Swarm, World, cover, world};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::lease::{
-    Cell, HeapMemory, LeaseGeometry, LeaseMemory, NODE_BEAT_OFFSET, NODE_SESSIONS_OFFSET, SEAL_OFFSET,
-    SERVER_BEAT_OFFSET,
+    Cell, CellState, HeapMemory, LeaseGeometry, LeaseMemory, NODE_BEAT_OFFSET, NODE_SESSIONS_OFFSET,
+    SEAL_OFFSET, SERVER_BEAT_OFFSET,
 };
 use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::transport::{ChecksumKind, FailKind, Link, Outcome, Posted, Push, PushId, TransportKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Names a link; never reused in a run.
@@ -30,9 +31,25 @@ pub struct Lease {
     pub geometry: LeaseGeometry,
     pub server: Incarnation,
     pub node: Incarnation,
+    /// The server has looked at it for the last time: what is written later is not seen.
+    pub scanned: AtomicBool,
 }
 
 impl Lease {
+    /// A push ends well at its node: whatever it wrote must have been there when a seal looked (guarantee 2).
+    fn acked(&self, world: &mut World, cell: &[u8; 64], late: bool) {
+        if late {
+            let what = format!(
+                "a push to the lease of {:x} at {:x} came after its seal and was acked",
+                self.node.0, self.server.0
+            );
+            world.fail("no ack after a seal", &what);
+        }
+        if let Ok(Some(cell)) = Cell::decode(cell) {
+            world.history.acked(&cell, (self.server, self.node));
+        }
+    }
+
     pub fn is_sealed(&self) -> bool {
         self.memory.load_u64(SEAL_OFFSET).is_ok_and(|word| word != 0)
     }
@@ -62,11 +79,17 @@ struct Flight {
     cell: [u8; 64],
     began: Time,
     forgotten: bool,
+    /// What has landed, if it lands twice.
+    again: Vec<(u64, Vec<u8>)>,
+    /// A part of it has landed after the last look at the lease.
+    late: bool,
 }
 
 /// A card gives a packet up after so long.
 const RETRY_LIMIT: Time = 120 * MS;
 const RETRY: Time = 4 * MS;
+/// What it has sent by then may be on its way for so long.
+const LINGER: Time = 3000 * MS;
 
 /// The node's end.
 pub struct SimLink {
@@ -104,12 +127,16 @@ impl Wire {
         self.sealed |= by_seal;
     }
 
+    /// The node's end fails. What was sent goes on landing until the server destroys its end.
     fn fail(&mut self, kind: FailKind) {
         self.broken = true;
-        for (id, flight) in std::mem::take(&mut self.flights) {
-            if !flight.forgotten {
-                self.ended.insert(id, Outcome::Failed(kind));
+        for (id, flight) in &mut self.flights {
+            if !std::mem::replace(&mut flight.forgotten, true) {
+                self.ended.insert(*id, Outcome::Failed(kind));
             }
+        }
+        if self.destroyed {
+            self.flights.clear();
         }
         self.waiting.drain(..).for_each(|fiber| schedule::after(0, move || schedule::wake(fiber)));
     }
@@ -117,7 +144,11 @@ impl Wire {
 
 /// Cuts a push into pieces of 8 bytes, in a random order if pieces may land in any.
 fn pieces(world: &mut World, geometry: &LeaseGeometry, push: &Push<'_>) -> Option<Vec<(u64, Vec<u8>)>> {
-    let broken = |broken| world.mutant == Some(Mutant::Other(broken));
+    let broken = |broken| world.mutant == Some(What::Other(broken));
+    let buried = matches!(Cell::decode(push.cell), Ok(Some(cell)) if cell.state == CellState::Tombstone);
+    if buried && broken(Broken::TombstoneLost) {
+        return Some(Vec::new());
+    }
     let sequence = if broken(Broken::SequenceIgnored) { push.sequence.next() } else { push.sequence };
     let cell = geometry.cell_offset(push.slot, sequence)?;
     let mut pieces = Vec::new();
@@ -158,6 +189,7 @@ fn step(world: &mut World, wire: &mut Wire, id: u64) -> Option<Time> {
         if now < flight.began + 2 * MS {
             return Some(MS);
         }
+        wire.destroyed = true;
         wire.fail(if wire.sealed { FailKind::Revoked } else { FailKind::Disconnected });
         return None;
     }
@@ -166,12 +198,19 @@ fn step(world: &mut World, wire: &mut Wire, id: u64) -> Option<Time> {
         true => world.net.reaches(server, node),
     };
     if !reaches {
-        if now > flight.began + RETRY_LIMIT {
-            world.cover("state: card gave up");
-            wire.fail(FailKind::Disconnected);
+        let tried = now - flight.began;
+        if flight.forgotten && (flight.pieces.is_empty() || tried > LINGER) {
+            wire.flights.remove(&id);
             return None;
         }
-        return Some(RETRY);
+        if tried > RETRY_LIMIT && !wire.broken {
+            world.cover("state: card gave up");
+            wire.fail(FailKind::Disconnected);
+        }
+        return Some(if wire.broken { MS + world.random.below(100 * MS) } else { RETRY });
+    }
+    if wire.broken && !flight.pieces.is_empty() {
+        world.cover("fault: push landed after its link had failed");
     }
     if !flight.pieces.is_empty() {
         let all = flight.pieces.len() as u64;
@@ -180,19 +219,28 @@ fn step(world: &mut World, wire: &mut Wire, id: u64) -> Option<Time> {
         if count < all {
             world.cover("fault: push in pieces");
         }
+        let twice = world.random.chance(world.swarm.twice_per_mille);
+        flight.late |= wire.lease.scanned.load(Ordering::Relaxed);
         for (offset, bytes) in flight.pieces.drain(..count as usize) {
             let _ = wire.lease.memory.write(offset, &bytes);
+            if twice {
+                flight.again.push((offset, bytes));
+            }
         }
         let delay = world.delay(server, node) / 2 + US;
         return Some(if torn { delay + world.random.below(3 * MS) } else { delay });
     }
-    let flight = wire.flights.remove(&id)?;
-    if let Ok(Some(cell)) = Cell::decode(&flight.cell)
-        && !flight.forgotten
-    {
-        world.history.acked(&cell, (wire.lease.server, wire.lease.node));
+    // The ack was lost: the card has sent this a second time.
+    if !flight.again.is_empty() {
+        world.cover("fault: piece of a push landed twice");
+        for (offset, bytes) in flight.again.drain(..) {
+            let _ = wire.lease.memory.write(offset, &bytes);
+        }
+        return Some(world.delay(server, node) / 2 + US);
     }
+    let flight = wire.flights.remove(&id)?;
     if !flight.forgotten {
+        wire.lease.acked(world, &flight.cell, flight.late);
         wire.ended.insert(id, Outcome::Acked);
         wire.waiting.drain(..).for_each(|fiber| schedule::after(0, move || schedule::wake(fiber)));
     }
@@ -229,18 +277,20 @@ impl SimLink {
             if at as u64 == stop {
                 cover("fault: push in pieces");
                 // Mostly it soon goes on; now and then only when everybody has given its node up.
-                let long = world(|world| world.random.chance(30).then(|| world.random.between(100, 1500)));
+                let long = world(|world| {
+                    let Swarm { stall_per_mille, stall_ms, .. } = world.swarm;
+                    world.random.chance(stall_per_mille).then(|| world.random.between(100, stall_ms))
+                });
                 schedule::sleep(long.map_or(20 * US, |ms| ms * MS));
             }
             let _ = self.lease.memory.write(*offset, bytes);
         }
+        let late = self.lease.scanned.load(Ordering::Relaxed);
         if self.lease.is_sealed() && holds(Rule::R2SealByView) && !mutant::is(Broken::PushIgnoresSeal) {
             cover("state: push found the seal");
             return Outcome::Sealed;
         }
-        if let Ok(Some(cell)) = Cell::decode(push.cell) {
-            world(|world| world.history.acked(&cell, (self.lease.server, self.lease.node)));
-        }
+        world(|world| self.lease.acked(world, push.cell, late));
         Outcome::Acked
     }
 
@@ -267,7 +317,7 @@ impl Link for SimLink {
     }
 
     fn post(&self, push: &Push<'_>) -> Posted {
-        history::posted(push);
+        history::posted(push, self.lease.node);
         if world(|world| world.verbose) {
             self.tell(push);
         }
@@ -281,10 +331,11 @@ impl Link for SimLink {
             let Some(pieces) = pieces else { return Err(FailKind::Bounds) };
             wire.flight_last += 1;
             let id = wire.flight_last;
-            let flight = Flight { pieces, cell: *push.cell, began: schedule::now(), forgotten: false };
+            let (began, again) = (schedule::now(), Vec::new());
+            let flight = Flight { pieces, cell: *push.cell, began, forgotten: false, again, late: false };
             wire.flights.insert(id, flight);
             let (node, server) = wire.hosts;
-            if world.mutant == Some(Mutant::Other(Broken::AckTooEarly)) {
+            if world.mutant == Some(What::Other(Broken::AckTooEarly)) {
                 wire.ended.insert(id, Outcome::Acked);
             }
             Ok((id, world.delay(node, server) / 4 + US))

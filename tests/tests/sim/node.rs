@@ -37,6 +37,10 @@ pub struct Node {
     pub name: String,
     pub host: Host,
     pub processes: BTreeMap<Pid, Process>,
+    /// How many it shall have.
+    pub wanted: usize,
+    /// How many incarnations it has begun.
+    lives: u32,
     /// Who has the creation lock.
     joining: Option<Pid>,
     stewards: BTreeMap<Incarnation, Pid>,
@@ -53,8 +57,16 @@ pub struct Process {
 }
 
 impl Node {
-    pub fn new(name: String, host: Host) -> Self {
-        Self { name, host, processes: BTreeMap::new(), joining: None, stewards: BTreeMap::new() }
+    pub fn new(name: String, host: Host, wanted: usize) -> Self {
+        Self {
+            name,
+            host,
+            processes: BTreeMap::new(),
+            wanted,
+            lives: 0,
+            joining: None,
+            stewards: BTreeMap::new(),
+        }
     }
 }
 
@@ -229,7 +241,10 @@ fn join_locked(index: usize, pid: Pid) -> Option<(Arc<inside::Host>, Option<Conn
     spec.processes_max = 8;
     let cache = Cache::anonymous(&spec).expect("memory for a cache");
     let host = world(|world| {
-        world.hosts_of_lives.insert(incarnation, world.nodes[index].host);
+        world.nodes[index].lives += 1;
+        if world.hosts_of_lives.insert(incarnation, world.nodes[index].host).is_some() {
+            world.fail("lives are new", &format!("{:x} was given a second time", incarnation.0));
+        }
         world.trace(format!("{name} joins as {:x} (process {})", incarnation.0, pid.0));
         host_of(world, index, pid, cache)
     });
@@ -493,14 +508,22 @@ impl<'a> Agent<'a> {
                     }
                 }
                 beat.links = self.links.report(&host, host.clock.monotonic_ns());
+                if mutant::is(Broken::MetricsWrong) {
+                    beat.safe = [beat.safe[0] + beat.safe[2], beat.safe[1], 0];
+                }
                 beat.sent_ns = host.clock.monotonic_ns();
                 self.send(ToDirector::Beat(beat));
             }
             Effect::StoreMandate { until_ns } => host.cache.set_mandate_until_ns(until_ns),
             Effect::Publish(mut view) => {
-                if mutant::is(Broken::WrongPlacement)
-                    && let Some(server) = view.servers.first_mut()
-                {
+                let again = world(|world| world.nodes[index].lives > 1);
+                world(|world| {
+                    world.history.has_view(host.incarnation(), view.epoch);
+                    world.look_at_history();
+                });
+                let wrong = mutant::is(Broken::WrongPlacement)
+                    || (again && mutant::is(Broken::WrongPlacementAfterRejoin));
+                if wrong && let Some(server) = view.servers.first_mut() {
                     server.weight = 1000;
                 }
                 if let Err(error) = host.publish(&view) {

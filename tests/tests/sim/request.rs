@@ -2,7 +2,7 @@
 
 use crate::director;
 use crate::history::{self, Value};
-use crate::mutant::{Broken, Mutant};
+use crate::mutant::{Broken, What};
 use crate::net::Host;
 use crate::schedule::{self, FiberId, MS, Pid, Time};
 use crate::world::{cover, world};
@@ -104,7 +104,7 @@ pub fn send(node: Incarnation, request: Request, cookie: Option<Cookie>) -> Sent
             return Sent::Answered(reply);
         }
         let is_cut = world(|world| {
-            let zombies = world.mutant == Some(Mutant::Other(Broken::ZombieAnswers));
+            let zombies = world.mutant == Some(What::Other(Broken::ZombieAnswers));
             world.director.view.node(node).is_none() && !zombies
         });
         if !schedule::is_alive(pid) || is_cut || schedule::now() >= deadline {
@@ -130,10 +130,11 @@ fn arrive(host: Host, reply: Reply, answer: Rc<RefCell<Slot>>) {
 /// A worker's part, in a fiber of its process.
 fn serve(index: usize, pid: Pid, request: &Request, cookie: Option<Cookie>) -> Reply {
     let host = world(|world| world.nodes[index].processes.get(&pid)?.host.clone());
-    let Some(host) = host.filter(|host| !host.cache.is_poisoned()) else {
+    let Some(host) = host else {
         schedule::sleep(20 * MS);
         return Reply::Refused("not joined".into());
     };
+    let was_over = host.cache.is_poisoned();
     let served = match (request, cookie) {
         (Request::Create { value }, _) => create(&host, *value),
         (_, None) => return Reply::Missing,
@@ -142,10 +143,24 @@ fn serve(index: usize, pid: Pid, request: &Request, cookie: Option<Cookie>) -> R
         (Request::Destroy, Some(cookie)) => destroy(&host, &cookie),
         (Request::Regenerate, Some(cookie)) => regenerate(&host, &cookie),
     };
+    if was_over {
+        let done = matches!(served, Ok(Reply::Done { .. }));
+        is_over(done, "a request of an incarnation that is over was served");
+        // Its process waits for the next one before it serves again.
+        schedule::sleep(20 * MS);
+    }
     served.unwrap_or_else(|error| {
         world(|world| world.cover(&format!("error: {:?}", error.kind)));
         Reply::Refused(error.to_string())
     })
+}
+
+/// Nothing is begun and done in an incarnation that is over (guarantee 2).
+fn is_over(done: bool, what: &str) {
+    cover("state: request in an incarnation that is over");
+    if done {
+        world(|world| world.fail("one owner", what));
+    }
 }
 
 fn create(host: &Arc<inside::Host>, value: Value) -> Result<Reply, Error> {
@@ -171,8 +186,16 @@ fn read(host: &Arc<inside::Host>, cookie: &Cookie, mode: OpenMode) -> Result<Rep
         Err(reply) => return Ok(reply),
     };
     let found = value_of(&session);
+    world(|world| {
+        world.history.touched(session.id(), session.copies(), session.expiry_ms());
+        world.look_at_history();
+    });
     think();
-    Ok(done(&session, found, 0))
+    let reply = done(&session, found, 0);
+    if world(|world| world.mutant == Some(What::Other(Broken::LockKept)) && world.random.chance(20)) {
+        std::mem::forget(session);
+    }
+    Ok(reply)
 }
 
 fn change(host: &Arc<inside::Host>, cookie: &Cookie, value: Value) -> Result<Reply, Error> {
@@ -230,8 +253,16 @@ fn commit(
 ) -> Result<u32, Error> {
     let id = session.id();
     world(|world| world.history.began(id, before, value, host.incarnation()));
-    let committed = session.commit(Ack::All)?;
+    let was_over = host.cache.is_poisoned();
+    let committed = session.commit(Ack::All);
+    if was_over {
+        is_over(committed.is_ok(), "a session was changed in an incarnation that is over");
+    }
+    let mut committed = committed?;
     world(|world| {
+        if world.mutant == Some(What::Other(Broken::AckBeforeQuorum)) && committed.copies > 0 {
+            committed.copies = world.swarm.copies;
+        }
         world.history.committed(id, value, committed.version);
         if let Some(short) = committed.short {
             world.cover(&format!("state: short commit, {short:?}"));
@@ -243,11 +274,15 @@ fn commit(
 
 fn write(session: &mut Handle, value: Value) -> Result<(), Error> {
     session.set("n", archive::Value::I64(value.0 as i64))?;
-    session.set("blob", archive::Value::Bytes(history::blob(value)))
+    session.set("blob", archive::Value::Bytes(blob(value)))
 }
 
 fn done(session: &Handle, found: Option<Value>, copies: u32) -> Reply {
     Reply::Done { found, cookie: Some(session.cookie()), expiry_ms: session.expiry_ms(), copies }
+}
+
+fn blob(value: Value) -> Vec<u8> {
+    history::blob(value, world(|world| world.swarm.blob_bytes))
 }
 
 /// The session's value; whoever reads a mix finds it out here.
@@ -258,7 +293,7 @@ fn value_of(session: &Handle) -> Option<Value> {
     };
     let value = Value(number as u64);
     match session.get("blob") {
-        Some(ValueRef::Bytes(bytes)) if bytes == history::blob(value) => Some(value),
+        Some(ValueRef::Bytes(bytes)) if bytes == blob(value) => Some(value),
         _ => {
             let what = format!("session {} mixes versions: its value is {}", session.id(), value.0);
             world(|world| world.fail("whole versions", &what));

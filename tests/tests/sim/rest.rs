@@ -4,6 +4,7 @@
 
 use crate::browser;
 use crate::director;
+use crate::node::Node;
 use crate::request::{Request, short};
 use crate::schedule::{self, MS, Time};
 use crate::server;
@@ -15,6 +16,7 @@ use selvage_fabric::node::OpenMode;
 use selvage_fabric::node::inside;
 use selvage_fabric::placement;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::sync::Arc;
 
 /// The view is whole: everyone is up and nobody is dead.
@@ -22,7 +24,7 @@ pub fn is_settled() -> bool {
     world(|world| {
         let view = &world.director.view;
         view.nodes.len() == world.nodes.len()
-            && view.servers.len() == world.servers.len()
+            && view.servers.len() == world.servers.iter().filter(|server| !server.removed).count()
             && view.dead.is_empty()
     })
 }
@@ -104,7 +106,7 @@ fn complaints() -> Vec<(&'static str, String)> {
             }
         }
     }
-    check_status(safe, &mut wrong);
+    check_status(safe, &hosts, &mut wrong);
     wrong
 }
 
@@ -183,11 +185,45 @@ fn check_cache(host: &inside::Host, wrong: &mut Vec<(&'static str, String)>) {
 }
 
 /// What the director tells people is what is.
-fn check_status(safe: [u64; 3], wrong: &mut Vec<(&'static str, String)>) {
+fn check_status(safe: [u64; 3], hosts: &[Arc<inside::Host>], wrong: &mut Vec<(&'static str, String)>) {
     let Some(status) = director::status() else { return };
     let told = [status.protection.none, status.protection.one, status.protection.two];
     if told != safe {
         wrong.push(("metrics are true", format!("protection is told {told:?} and is {safe:?}")));
+    }
+    let mut lie = |who: &str, what: &str, told: &dyn Debug, is: &dyn Debug| {
+        wrong.push(("metrics are true", format!("{who} tells {what} {told:?} and has {is:?}")));
+    };
+    let (servers, pids) = world(|world| {
+        let pids = |node: &Node| node.processes.keys().map(|pid| pid.0).collect::<Vec<_>>();
+        let pids: BTreeMap<String, Vec<u32>> =
+            world.nodes.iter().map(|node| (node.name.clone(), pids(node))).collect();
+        (world.director.view.servers.len(), pids)
+    });
+    for host in hosts {
+        let Some(node) = status.nodes.iter().find(|node| node.name == host.name) else { continue };
+        let sessions = (0..host.cache.spec().sessions_max).filter(
+            |index| matches!(host.cache.entry(*index), Ok(Some(info)) if info.state == EntryState::Live),
+        );
+        let sessions = sessions.count() as u64;
+        if node.sessions != sessions {
+            lie(&host.name, "sessions", &node.sessions, &sessions);
+        }
+        if node.epoch != status.epoch {
+            lie(&host.name, "a view carried out", &node.epoch, &status.epoch);
+        }
+        let mut told = node.pids.clone();
+        told.sort_unstable();
+        if told != pids[&host.name] {
+            lie(&host.name, "processes", &told, &pids[&host.name]);
+        }
+        let open = node.links.iter().filter(|link| !link.transport.is_empty()).count();
+        if open != servers {
+            lie(&host.name, "open links", &open, &servers);
+        }
+    }
+    if let Some(dead) = status.dead.first() {
+        lie("the director", "a dead node", dead, &"none");
     }
     let leases = world(|world| {
         let lives = world.servers.iter().filter_map(|server| server.life.as_ref());

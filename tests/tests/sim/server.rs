@@ -1,10 +1,10 @@
 //! A session server: the production's decisions, and what its threads and memory do in the product.
 
 use crate::link::{Lease, LinkId, Wire};
-use crate::mutant::{Broken, Mutant};
+use crate::mutant::{self, Broken, What};
 use crate::net::{self, ConnId, Host, Message, Party};
 use crate::schedule::{self, MS, Pid, Time};
-use crate::world::{World, archive_limits, world};
+use crate::world::{World, archive_limits, cover, world};
 use selvage_fabric::control::message::{Endpoint, FetchedArchive, FromServer, RemoteMemory, Role, ToServer};
 use selvage_fabric::error::{Error, ErrorKind, Origin};
 use selvage_fabric::ident::Incarnation;
@@ -18,12 +18,15 @@ use selvage_session_server::decide::{
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A configured server and its present process.
 pub struct Server {
     pub name: String,
     pub host: Host,
     pub life: Option<Life>,
+    /// It is no member any more, or not yet.
+    pub removed: bool,
     boots: u64,
 }
 
@@ -45,7 +48,7 @@ const TICK: Time = 100 * MS;
 
 impl Server {
     pub fn new(name: String, host: Host) -> Self {
-        Self { name, host, life: None, boots: 0 }
+        Self { name, host, life: None, removed: false, boots: 0 }
     }
 
     pub fn incarnation(&self) -> Option<Incarnation> {
@@ -59,7 +62,7 @@ pub fn start(index: usize) {
         let pid = world.new_process(world.servers[index].host);
         let geometry = geometry(world);
         let server = &mut world.servers[index];
-        if world.mutant != Some(Mutant::Other(Broken::ServerLifeRepeats)) {
+        if world.mutant != Some(What::Other(Broken::ServerLifeRepeats)) {
             server.boots += 1;
         }
         let incarnation = Incarnation((server.boots << 32) + ((index as u64 + 1) << 40) + 1);
@@ -230,11 +233,24 @@ fn execute(index: usize, effect: Effect) -> Option<Event> {
             Some(Event::LinkClosed { link, result: Ok(()) })
         }
         Effect::Seal { lease } => {
-            let (index, cells_bad) = world(|world| seal(world, index, lease));
+            let (pid, time) = world(|world| {
+                fence(world, index, lease);
+                let pid = world.servers[index].life.as_ref().map(|life| life.pid);
+                let time = world.swarm.seal_time;
+                (pid, if time == 0 { 0 } else { world.random.below(time) })
+            });
+            if let Some(pid) = pid.filter(|_| time > 0) {
+                cover("state: a seal takes its time");
+                schedule::after(time, move || sealed_later(index, pid, lease));
+                return None;
+            }
+            let (index, cells_bad) = world(|world| look(world, index, lease));
             Some(Event::Sealed { lease, index, cells_bad })
         }
         Effect::Release { lease, .. } => {
-            world(|world| release(world, index, lease));
+            if !mutant::is(Broken::LeaseKept) {
+                world(|world| release(world, index, lease));
+            }
             None
         }
         Effect::Fetch { connection, batch } => {
@@ -279,7 +295,8 @@ fn make_lease(
     let geometry = geometry(world);
     let memory = HeapMemory::new(geometry.total_bytes());
     LeaseHeader { geometry, node, node_incarnation, server_incarnation }.write(&memory)?;
-    let lease = Lease { memory, geometry, server: server_incarnation, node: node_incarnation };
+    let scanned = AtomicBool::new(false);
+    let lease = Lease { memory, geometry, server: server_incarnation, node: node_incarnation, scanned };
     if let Some(life) = world.servers[index].life.as_mut() {
         life.leases.insert(number, Arc::new(lease));
         life.beats.insert(number, (0, None));
@@ -320,16 +337,38 @@ fn shut(world: &mut World, index: usize, lease: &Arc<Lease>) {
     }
 }
 
-fn seal(world: &mut World, index: usize, number: LeaseNumber) -> (LeaseIndex, u64) {
+/// A seal that takes its time ends, if its server lives and runs.
+fn sealed_later(index: usize, pid: Pid, lease: LeaseNumber) {
+    if !schedule::is_alive(pid) {
+        return;
+    }
+    if schedule::is_paused(pid) {
+        return schedule::after(10 * MS, move || sealed_later(index, pid, lease));
+    }
+    let (found, cells_bad) = world(|world| look(world, index, lease));
+    handle(index, Event::Sealed { lease, index: found, cells_bad });
+}
+
+fn lease_of(world: &World, index: usize, number: LeaseNumber) -> Option<Arc<Lease>> {
+    world.servers[index].life.as_ref()?.leases.get(&number).cloned()
+}
+
+/// The first part of a seal: from here on nothing counts any more.
+fn fence(world: &mut World, index: usize, number: LeaseNumber) {
     world.cover("state: lease sealed");
-    let lease = world.servers[index].life.as_ref().and_then(|life| life.leases.get(&number).cloned());
-    let empty = || LeaseIndex::new(&Default::default());
-    let Some(lease) = lease else { return (empty(), 0) };
+    let Some(lease) = lease_of(world, index, number) else { return };
     let _ = lease.memory.store_u64(SEAL_OFFSET, SEALED);
-    let fenced = world.mutant != Some(Mutant::Other(Broken::SealWithoutFence));
+    let fenced = world.mutant != Some(What::Other(Broken::SealWithoutFence));
     if holds(Rule::R2SealByView) && fenced {
         shut(world, index, &lease);
     }
+}
+
+/// The second: what counts.
+fn look(world: &mut World, index: usize, number: LeaseNumber) -> (LeaseIndex, u64) {
+    let empty = || LeaseIndex::new(&Default::default());
+    let Some(lease) = lease_of(world, index, number) else { return (empty(), 0) };
+    lease.scanned.store(true, Ordering::Relaxed);
     match LeaseIndex::scan(&lease.memory, &lease.geometry, &archive_limits()) {
         Ok((index, bad)) => {
             let cells_bad = bad.checksum + bad.meaning + bad.misplaced + bad.bounds + bad.archive;
@@ -352,7 +391,9 @@ fn release(world: &mut World, index: usize, number: LeaseNumber) {
     });
     if let Some(lease) = lease {
         shut(world, index, &lease);
-        world.history.released((lease.server, lease.node));
+        let latest_ms = world.latest_ms();
+        world.history.released((lease.server, lease.node), latest_ms);
+        world.look_at_history();
     }
 }
 

@@ -1,16 +1,17 @@
 //! Everything that one simulation has, and what its seed decides.
 
 use crate::director::Director;
+use crate::fault;
 use crate::history::History;
 use crate::link::{LinkId, Wire};
-use crate::mutant::Mutant;
+use crate::mutant::{Mutant, What};
 use crate::net::{Conn, ConnId, Host, Net};
 use crate::node::Node;
 use crate::schedule::{self, Clock, MS, Pid, Random, Time, US};
 use crate::server::Server;
 use selvage_fabric::archive::ArchiveLimits;
 use selvage_fabric::config::Config;
-use selvage_fabric::ident::Incarnation;
+use selvage_fabric::ident::{Incarnation, SessionId};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
@@ -38,6 +39,26 @@ pub struct Swarm {
     /// In leases.
     pub server_bytes_max: u64,
     pub skew_ms: i64,
+    /// Of pushes over shared memory that are cut, how many stand still for long, and for how long at most.
+    pub stall_per_mille: u64,
+    pub stall_ms: u64,
+    /// Of pushes over RDMA, how many land twice.
+    pub twice_per_mille: u64,
+    /// How long a server takes to seal at most.
+    pub seal_time: Time,
+    /// What goes beside a value into a session: from, to.
+    pub blob_bytes: (u64, u64),
+    pub lease_bytes: u64,
+    /// Sessions that browsers keep at most.
+    pub sessions: usize,
+    /// Of requests to a session, how many change it, in a hundred.
+    pub changes: u64,
+    /// Of faults, how many come in twos, at the same time.
+    pub twin_per_mille: u64,
+    /// One server is added later.
+    pub late_server: bool,
+    /// Browsers ask for nothing any more once the faults are over.
+    pub quiet: bool,
     /// Mean time between two faults; 0: none.
     pub fault_every: Time,
     /// Which kinds of faults, by their index.
@@ -50,7 +71,7 @@ impl Swarm {
         let faults = (0..fault_kinds).filter(|_| random.chance(400)).collect();
         Self {
             nodes: random.between(2, 3) as usize,
-            processes: random.between(1, 2) as usize,
+            processes: random.between(1, 3) as usize,
             servers: random.between(1, 3) as usize,
             copies: random.between(1, 2) as u32,
             rdma,
@@ -67,6 +88,18 @@ impl Swarm {
             no_memory_per_mille: if random.chance(150) { 200 } else { 0 },
             server_bytes_max: if random.chance(100) { random.between(2, 4) } else { 0 },
             skew_ms: if random.chance(300) { random.between(100, 2000) as i64 } else { 0 },
+            stall_per_mille: 30,
+            stall_ms: 1500,
+            twice_per_mille: if random.chance(300) { random.between(10, 300) } else { 0 },
+            seal_time: if random.chance(300) { random.between(1, 150) * MS } else { 0 },
+            blob_bytes: (1, 900),
+            // A chunk of 1 MiB for each size class that such archives have.
+            lease_bytes: 5 << 20,
+            sessions: 24,
+            changes: if random.chance(250) { random.between(3, 20) } else { 50 },
+            twin_per_mille: if random.chance(300) { 300 } else { 0 },
+            late_server: random.chance(100),
+            quiet: random.chance(200),
             fault_every: if random.chance(900) { random.between(300, 6000) * MS } else { 0 },
             faults,
         }
@@ -90,8 +123,11 @@ pub struct World {
     pub history: History,
     pub coverage: BTreeMap<String, u64>,
     pub lines: VecDeque<String>,
+    /// Requests under way, by session.
+    pub asked: BTreeMap<SessionId, u32>,
     pub verbose: bool,
-    pub mutant: Option<Mutant>,
+    /// What is broken.
+    pub mutant: Option<What>,
     pub failure: Option<(String, String)>,
     pub answered: u64,
     pub refused: u64,
@@ -118,15 +154,20 @@ pub fn archive_limits() -> ArchiveLimits {
 }
 
 /// Makes this thread's world.
-pub fn begin(seed: u64, fault_kinds: usize, verbose: bool, mutant: Option<Mutant>) {
+pub fn begin(seed: u64, verbose: bool, mutant: Option<&Mutant>) {
     let mut random = Random::new(seed);
-    let swarm = Swarm::draw(&mut random, fault_kinds);
+    let mut swarm = Swarm::draw(&mut random, fault::KINDS.len());
+    if let Some(mutant) = mutant {
+        (mutant.favour)(&mut swarm);
+    }
+    let mutant = mutant.filter(|mutant| mutant.is_broken).map(|mutant| mutant.what);
     let config = Arc::new(config(&swarm));
     // In shared memory all are on one host but the director.
     let server_host = |index: usize| Host(if swarm.rdma { 1 + index } else { 1 });
     let node_host = |index: usize| Host(if swarm.rdma { 101 + index } else { 1 });
     let servers = (0..swarm.servers).map(|index| Server::new(format!("s{}", index + 1), server_host(index)));
-    let nodes = (0..swarm.nodes).map(|index| Node::new(format!("n{}", index + 1), node_host(index)));
+    let nodes =
+        (0..swarm.nodes).map(|index| Node::new(format!("n{}", index + 1), node_host(index), swarm.processes));
     let world = World {
         net: Net::new(swarm.latency, swarm.jitter, swarm.loss_per_mille),
         director: Director::default(),
@@ -143,6 +184,7 @@ pub fn begin(seed: u64, fault_kinds: usize, verbose: bool, mutant: Option<Mutant
         history: History::default(),
         coverage: BTreeMap::new(),
         lines: VecDeque::new(),
+        asked: BTreeMap::new(),
         verbose,
         mutant,
         failure: None,
@@ -163,11 +205,13 @@ fn config(swarm: &Swarm) -> Config {
     let mut text = format!(
         "[cluster]\nname = \"sim\"\nrun_dir = \"/nowhere\"\ncopies = {}\ncookie_keys = [\"{}\"]\n[director]\n\
          [session]\narchive_bytes_max = 65536\nwait_ms = 2000\nidle_s = {}\n\
-         [memory]\nsessions_max = {}\ncache_bytes = 4194304\nlease_bytes = 4194304\n",
+         [memory]\nsessions_max = {}\ncache_bytes = {}\nlease_bytes = {}\n",
         swarm.copies,
         "ab".repeat(32),
         swarm.idle_s,
-        swarm.sessions_max
+        swarm.sessions_max,
+        swarm.lease_bytes,
+        swarm.lease_bytes
     );
     for server in 1..=swarm.servers {
         text += &format!("[[server]]\nname = \"s{server}\"\n");
@@ -179,6 +223,14 @@ fn config(swarm: &Swarm) -> Config {
 }
 
 impl World {
+    /// What expires before this, Unix ms, some clock may take for expired now: clocks differ and jump, and a
+    /// touch that moves the expiry little is not pushed.
+    pub fn latest_ms(&self) -> u64 {
+        let jumps = self.swarm.faults.contains(&fault::JUMPS);
+        let clocks = 2 * self.swarm.skew_ms as u64 + if jumps { 2 * fault::JUMP_MS } else { 0 };
+        schedule::clock_of(None, true) / MS + clocks + 1000 + self.swarm.idle_s * 1000 / 5
+    }
+
     /// A new process, with its host's clock.
     pub fn new_process(&mut self, host: Host) -> Pid {
         self.pid_last += 1;

@@ -66,6 +66,7 @@ pub(super) fn settings(nodes: &[&str], servers: &[&str]) -> Settings {
             .collect(),
         drained: Vec::new(),
         term_min: UNIX_S,
+        kept: None,
     }
 }
 
@@ -142,7 +143,7 @@ impl World {
                     assert!(self.outcomes.insert(ticket, outcome).is_none(), "answered twice");
                 }
                 Effect::Drained(names) => self.drained = names,
-                Effect::Load { .. } | Effect::CloseNode { .. } | Effect::Log(_) => {}
+                Effect::Load { .. } | Effect::CloseNode { .. } | Effect::Keep(_) | Effect::Log(_) => {}
             }
         }
         self.answer_servers();

@@ -136,6 +136,80 @@ fn servers_that_are_heard_after_a_node_went_on_begin_anew() {
     assert!(world.servers["s1"].view.as_ref().unwrap().server(Incarnation(1)).is_none(), "it was told");
 }
 
+/// Found by the simulation (seed 215): n1 slept through a term in which it was ended, and was the first to be
+/// heard in the next.
+#[test]
+fn without_any_server_those_go_on_whom_the_kept_view_has() {
+    let mut old = World::up(&["n1", "n2"], &["s1"]);
+    let (n1, n2, stale) = (old.node("n1").unwrap(), old.node("n2").unwrap(), old.view().epoch);
+    old.beating.remove("n1");
+    old.advance(1000);
+    let kept = (*old.view()).clone();
+    assert!(kept.node(n1).is_none() && kept.node(n2).is_some());
+    let mut world = World::silent(&["n1", "n2"], &["s1"]);
+    world.cluster.settings.term_min += 60;
+    world.cluster.settings.kept = Some(kept.clone());
+    let first = resume(&mut world, "n1", n1, stale);
+    world.step(Event::ServerAbsent { name: "s1".into() });
+    assert_eq!(world.told(first), Some(&FromDirector::Over { drained: false }));
+    // It has missed views, too, but no view has ended it.
+    resume(&mut world, "n2", n2, stale);
+    assert_eq!((world.node("n1"), world.node("n2")), (None, Some(n2)));
+    assert!(world.view().epoch > kept.epoch && world.view().epoch.number > kept.epoch.number);
+}
+
+/// As `a_server_that_the_newest_view_dropped_stays_out`, but nobody who is heard has seen that view.
+#[test]
+fn a_server_that_the_kept_view_dropped_stays_out() {
+    let mut old = World::up(&["n1"], &["s1", "s2"]);
+    let stale = (*old.view()).clone();
+    old.server_killed("s2");
+    let kept = (*old.view()).clone();
+    for late in [false, true] {
+        let mut world = World::silent(&["n1"], &["s1", "s2"]);
+        world.cluster.settings.kept = Some(kept.clone());
+        if late {
+            world.advance(700);
+        }
+        world.server_up_with("s2", 2, Some(stale.clone()));
+        world.server_up_with("s1", 1, Some(stale.clone()));
+        world.advance(100);
+        assert_eq!((world.server("s1"), world.server("s2")), (Some(Incarnation(1)), None), "late: {late}");
+        let told = world.servers["s2"].view.as_ref().unwrap();
+        assert!(told.server(Incarnation(2)).is_none(), "it was told");
+    }
+}
+
+/// Found by the simulation: until n1 was heard its cookies were taken for a dead node's, and the new server
+/// knew nothing of its sessions.
+#[test]
+fn whom_the_kept_view_has_is_a_member_before_it_is_heard() {
+    let old = World::up(&["n1", "n2"], &["s1"]);
+    let kept = (*old.view()).clone();
+    let mut world = World::silent(&["n1", "n2"], &["s1"]);
+    world.cluster.settings.kept = Some(kept.clone());
+    world.server_up("s1", 7);
+    assert_eq!((&world.view().nodes, world.server("s1")), (&kept.nodes, Some(Incarnation(7))));
+    resume(&mut world, "n2", old.node("n2").unwrap(), kept.epoch);
+    world.advance(1000);
+    assert_eq!((world.node("n1"), world.node("n2")), (None, old.node("n2")), "n1 had its time");
+}
+
+#[test]
+fn a_director_that_hears_nobody_ends_nobody() {
+    let old = World::up(&["n1", "n2"], &["s1"]);
+    let kept = (*old.view()).clone();
+    let mut world = World::silent(&["n1", "n2"], &["s1"]);
+    world.cluster.settings.kept = Some(kept.clone());
+    world.advance(20_000);
+    assert_eq!((&world.view().nodes, &world.view().servers), (&kept.nodes, &kept.servers));
+    world.server_up_with("s1", 1, Some(kept.clone()));
+    resume(&mut world, "n1", old.node("n1").unwrap(), kept.epoch);
+    world.advance(1000);
+    assert_eq!((world.node("n1"), world.node("n2")), (old.node("n1"), None));
+    assert_eq!(world.view().servers, kept.servers);
+}
+
 #[test]
 fn no_mandate_before_it_is_known_who_lives() {
     let old = World::up(&["n1"], &["s1"]);
