@@ -1,8 +1,8 @@
 //! Ended incarnations: sealed everywhere, then adopted, then released.
 //!
 //! Adoption may begin (`sealed: true`) only when every server of the view has carried out the view that ended
-//! the incarnation (R2). Where a server of the view left without confirming, its memory may still take
-//! pushes, so adoption waits until no mandate of the dead can be valid (R8). The entry leaves the view, which
+//! the incarnation (R2). Where a server left without confirming, or before, but not as far as the dead had
+//! heard, its memory may still take pushes, so adoption waits until no mandate of the dead can be valid (R8). The entry leaves the view, which
 //! releases the leases, only when no server holds an unsettled session of it (R10).
 
 use super::{Cluster, DrainOutcome, Effect, Moment, Server, Ticket};
@@ -17,7 +17,7 @@ pub(super) struct Dead {
     /// The view that ended it; `None` until that is published.
     pub(super) ended: Option<Epoch>,
     pub(super) sealed: bool,
-    /// A server left the view before it confirmed.
+    /// A server that it may push to left the view before it confirmed.
     pub(super) unconfirmed: bool,
     /// No mandate of it lasts longer.
     pub(super) mandate_until: Moment,

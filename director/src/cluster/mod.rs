@@ -290,6 +290,11 @@ pub struct Cluster {
     view: Arc<View>,
     /// Something that the view says has changed since the last one.
     changed: bool,
+    /// A server has left since the last view.
+    shrinks: bool,
+    /// The view that was the first without the server that left last; nodes that have not carried it out may
+    /// still push there.
+    shrunk: Epoch,
     /// What is held has changed.
     held_changed: bool,
     last_tick: Option<Moment>,
@@ -323,6 +328,8 @@ impl Cluster {
             node_links: HashMap::new(),
             view,
             changed: false,
+            shrinks: false,
+            shrunk: Epoch::default(),
             held_changed: false,
             last_tick: None,
             has_heard: false,
@@ -413,6 +420,9 @@ impl Cluster {
         self.changed = false;
         self.held_changed = false;
         self.epoch.number = self.epoch.number.saturating_add(1);
+        if std::mem::take(&mut self.shrinks) {
+            self.shrunk = self.epoch;
+        }
         self.dead
             .iter_mut()
             .filter(|dead| dead.ended.is_none())

@@ -272,6 +272,8 @@ impl Cluster {
         }
         out.push(Effect::Log(format!("node {name} ({}) is over: {why}", life.incarnation.tag())));
         let mut dead = Dead::new(name, life.incarnation, life.mandate_until);
+        // By its last word it may push to a server that has left, and cannot confirm any more (R8).
+        dead.unconfirmed = self.shrinks || life.beat.epoch < self.shrunk;
         dead.tickets = tickets;
         dead.answer_by = now + crate::limits::ADOPTION_WAIT;
         self.dead.push(dead);

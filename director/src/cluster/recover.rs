@@ -69,6 +69,8 @@ impl Cluster {
             based: base.is_some(),
         };
         self.changed = true;
+        // Servers may have left whom a node of before still pushes to.
+        self.shrinks = true;
         match &base {
             Some(view) => {
                 out.push(Effect::Log(format!(

@@ -288,6 +288,7 @@ impl Cluster {
         server.behind_since = None;
         let confirmed = server.confirmed;
         self.left_unconfirmed(confirmed);
+        self.shrinks = true;
         self.changed = true;
         out.push(Effect::Log(format!("server {name} ({:x}) is down: {why}", incarnation.0)));
     }

@@ -71,6 +71,37 @@ fn r8_adoption_waits_for_the_mandate_where_a_server_cannot_confirm() {
     });
 }
 
+/// Found by the model of takeover (`cargo x model`).
+#[test]
+fn r8_adoption_waits_for_the_mandate_of_a_node_that_had_not_heard_that_a_server_left() {
+    assert_teeth(Rule::R8Mandate, || {
+        let mut world = World::up(&["n1", "n2"], &["s1", "s2"]);
+        let life = world.node("n1").unwrap();
+        world.servers.get_mut("s1").unwrap().unsettled.insert(life, 5);
+        world.beat("n1");
+        // First the server goes, then the node's life, whose last word is from before.
+        world.server_killed("s2");
+        world.node_up("n1");
+        let dead = world.dead("n1").ok_or("the old life should be dead")?;
+        ensure(!dead.sealed, "sealed while the dead may still report acks of s2")?;
+        world.advance(240);
+        ensure(!world.dead("n1").unwrap().sealed, "sealed before the mandate has run out")?;
+        world.advance(30);
+        ensure(world.dead("n1").unwrap().sealed, "the mandate is over, yet no adoption")
+    });
+}
+
+#[test]
+fn r8_adoption_does_not_wait_for_a_node_that_had_heard_that_a_server_left() {
+    let mut world = World::up(&["n1", "n2"], &["s1", "s2"]);
+    let life = world.node("n1").unwrap();
+    world.servers.get_mut("s1").unwrap().unsettled.insert(life, 5);
+    world.server_killed("s2");
+    world.beat("n1");
+    world.node_up("n1");
+    assert!(world.dead("n1").unwrap().sealed, "nothing can be acked any more, yet adoption waits");
+}
+
 #[test]
 fn r10_the_dead_leave_the_view_when_all_is_settled() {
     assert_teeth(Rule::R10ReleaseAsSet, || {
