@@ -25,7 +25,10 @@ pub fn loom() -> Result<()> {
 /// A property does not hold, or nothing was checked.
 pub fn model() -> Result<()> {
     let card = ["--package", "selvage-fabric", "--features", "mutants", "--lib", "--", "chaos::"];
-    run("card", &[&["test", "--release"][..], &card].concat()).map(drop)
+    run("card", &[&["test", "--release"][..], &card].concat())?;
+    // One at a time, each with two threads.
+    let takeover = ["--package", "selvage-tests", "--test", "model", "--", "--test-threads", "1"];
+    run("takeover", &[&["test", "--release"][..], &takeover].concat()).map(drop)
 }
 
 /// Runs tests, shows what they print, and says how many ran, at least one.

@@ -2,8 +2,9 @@
 //!
 //! Adoption may begin (`sealed: true`) only when every server of the view has carried out the view that ended
 //! the incarnation (R2). Where a server left without confirming, or before, but not as far as the dead had
-//! heard, its memory may still take pushes, so adoption waits until no mandate of the dead can be valid (R8). The entry leaves the view, which
-//! releases the leases, only when no server holds an unsettled session of it (R10).
+//! heard, its memory may still take pushes, so adoption waits until no mandate of the dead can be valid (R8).
+//! The entry leaves the view, which releases the leases, only when no server holds an unsettled session of
+//! it (R10).
 
 use super::{Cluster, DrainOutcome, Effect, Moment, Server, Ticket};
 use selvage_fabric::ident::{Epoch, Incarnation};
