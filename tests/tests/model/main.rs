@@ -63,7 +63,7 @@ fn check(name: &str, setting: Setting) -> Setting {
     }
     assert!(took < LONG, "not all states were reached in time");
     if setting.kinds == Kind::ALL {
-        println!("figure: model_states {}", checker.unique_state_count());
+        println!("figure: model.states {}", checker.unique_state_count());
         checker.assert_properties();
     }
     setting
