@@ -68,9 +68,7 @@ impl Connection {
         let request = request.body(Full::new(body.into()))?;
         let answer = tokio::time::timeout(REQUEST_WAIT, self.exchange(request)).await;
         let answer = answer.unwrap_or_else(|_| bail!("no answer within {REQUEST_WAIT:?}"));
-        // Who refuses a body may do so before all of it was sent: the connection is in the middle of it then.
-        let is_refusal = |answer: &Answer| answer.status == StatusCode::PAYLOAD_TOO_LARGE;
-        if answer.as_ref().map_or(true, is_refusal) {
+        if answer.is_err() {
             self.sender = None;
         }
         answer

@@ -1,6 +1,6 @@
 //! `cargo x ci`: everything that a change must pass, cheapest first.
 
-use crate::{demo, figures, kills, proofs, rdma, setup, sim, soak, test, tidy};
+use crate::{demo, figures, fuzz, kills, proofs, rdma, setup, sim, soak, test, tidy};
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
 use std::process::{Command, ExitCode, Stdio};
@@ -13,7 +13,10 @@ use std::time::Instant;
 pub fn main() -> Result<()> {
     setup::ensure_components()?;
     setup::ensure(setup::EVERYTHING)?;
-    stage("format", || cargo(&["fmt", "--all", "--check"], &[]))?;
+    stage("format", || {
+        cargo(&["fmt", "--all", "--check"], &[])?;
+        cargo(&["fmt", "--check", "--manifest-path", "fuzz/Cargo.toml"], &[])
+    })?;
     stage("tidy", tidy::main)?;
     let features = "selvage-fabric/rdma-tests,selvage-session-server/rdma-tests";
     let clippy = ["clippy", "--workspace", "--all-targets", "--features", features];
@@ -22,6 +25,7 @@ pub fn main() -> Result<()> {
     stage("test", || test::main(&test::Arguments::default()))?;
     stage("loom", proofs::loom)?;
     stage("model", proofs::model)?;
+    stage("fuzz", || fuzz::main(&fuzz::Arguments::smoke()))?;
     stage("sim", || sim::main(&sim::Arguments::default()))?;
     stage("mutants", || sim::main(&sim::Arguments { mutants: true, ..sim::Arguments::default() }))?;
     stage("kills", || kills::main(&kills::Arguments::default()))?;

@@ -4,6 +4,7 @@
 mod ci;
 mod demo;
 mod figures;
+mod fuzz;
 mod guest;
 mod kills;
 mod proofs;
@@ -50,6 +51,8 @@ enum Command {
     Sim(sim::Arguments),
     /// Kill or stop real processes at each named step, and compare the books
     Kills(kills::Arguments),
+    /// Feed bytes to everything that takes them from outside, guided by what they reach
+    Fuzz(fuzz::Arguments),
     /// A cluster under load for a long time, while everything happens to it in turn
     Soak(soak::Arguments),
     /// Run everything that a change must pass
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         Command::Model => proofs::model(),
         Command::Sim(arguments) => sim::main(&arguments),
         Command::Kills(arguments) => kills::main(&arguments),
+        Command::Fuzz(arguments) => fuzz::main(&arguments),
         Command::Soak(arguments) => soak::main(&arguments),
         Command::Ci => ci::main(),
         Command::Tidy => tidy::main(),

@@ -192,6 +192,8 @@ impl Cluster {
         incarnation != Incarnation::NONE
             && !node.drained
             && !self.is_dead(incarnation)
+            // A node that lies about its life takes no other's.
+            && !self.is_lived(incarnation)
             && now <= grace_until
             // One who has seen less than others may have been ended by what it has not seen.
             && epoch >= floor
@@ -199,5 +201,10 @@ impl Cluster {
             && self.kept().is_none_or(|kept| kept.epoch < floor)
             // Of this director's own life every end is known.
             && incarnation.0 >> 32 < u64::from(born)
+    }
+
+    fn is_lived(&self, incarnation: Incarnation) -> bool {
+        let mut lives = self.nodes.values().filter_map(|node| node.life.as_ref());
+        lives.any(|life| life.incarnation == incarnation)
     }
 }

@@ -56,6 +56,20 @@ pub fn elsewhere(headers: &HeaderMap) -> Option<Incarnation> {
     Incarnation::from_tag(headers.get(ELSEWHERE)?.to_str().ok()?)
 }
 
+/// Whether an answer is of one mind about its length. For a body hyper looks; an answer to HEAD has none, and
+/// its lengths would only fail at the browser's end, where no word of ours can be said any more.
+pub fn names_one_length(headers: &HeaderMap) -> bool {
+    let number = |value: &HeaderValue| {
+        let text = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        text.and_then(|text| text.parse::<u64>().ok())
+    };
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter().map(number);
+    match lengths.next() {
+        None => true,
+        Some(first) => first.is_some() && lengths.all(|length| length == first),
+    }
+}
+
 /// Makes a browser's headers fit for a node.
 pub fn for_node(headers: &mut HeaderMap, client: IpAddr) {
     remove_hop_by_hop(headers);

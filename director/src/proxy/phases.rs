@@ -9,8 +9,8 @@ use crate::proxy::linger::Asked;
 use crate::proxy::routes::{Choice, Routes, Table};
 use crate::proxy::upstream::{Place, Upstream};
 use bytes::Bytes;
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Scheme, Uri};
 use hyper::{Method, Request, Response, StatusCode, Version};
@@ -131,9 +131,8 @@ impl Proxy {
                 failure.answer()
             }
         };
-        // Refused before all of it has come: nobody needs the rest.
-        let refused =
-            unread.any() && (answer.status().is_client_error() || answer.status().is_server_error());
+        // Refused, or sent elsewhere, before all of it has come: nobody needs the rest.
+        let refused = unread.any() && !answer.status().is_success();
         if refused {
             unread.refuse();
         }
@@ -242,6 +241,10 @@ impl Proxy {
         *request.uri_mut() = uri_at(&upstream, &head.uri)?;
         *request.method_mut() = head.method.clone();
         *request.headers_mut() = head.headers.clone();
+        if request.body().size_hint().exact().is_none() {
+            // Unasked, hyper sends no body of unknown length with a GET: the node would see another request.
+            request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         if way.sends > 0 {
             self.metrics.retries.inc();
         }
@@ -277,6 +280,9 @@ impl Proxy {
             // The director asks for no other protocol, so there is no connection to give away.
             Sent::Answered(response, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Err(Failure::Lost("it switched to another protocol unasked".to_owned()))
+            }
+            Sent::Answered(response, _) if !headers::names_one_length(response.headers()) => {
+                Err(Failure::Lost("its answer has more than one length".to_owned()))
             }
             Sent::Answered(response, place) => {
                 let elsewhere = match response.status() {

@@ -104,6 +104,19 @@ fn with_every_server_dead_a_living_node_goes_on() {
 }
 
 #[test]
+fn two_nodes_do_not_go_on_as_one_life() {
+    let old = World::up(&["n1", "n2"], &["s1"]);
+    let (n1, epoch) = (old.node("n1").unwrap(), old.view().epoch);
+    let mut world = World::silent(&["n1", "n2"], &["s1"]);
+    world.cluster.settings.term_min += 60;
+    resume(&mut world, "n1", n1, epoch);
+    let liar = resume(&mut world, "n2", n1, epoch);
+    world.step(Event::ServerAbsent { name: "s1".into() });
+    assert_eq!((world.node("n1"), world.node("n2")), (Some(n1), None));
+    assert_eq!(world.told(liar), Some(&FromDirector::Over { drained: false }));
+}
+
+#[test]
 fn servers_that_are_heard_late_still_tell_what_was() {
     let old = World::up(&["n1", "n2"], &["s1", "s2"]);
     let view = (*old.view()).clone();

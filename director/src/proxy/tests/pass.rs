@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::limits;
+use crate::proxy::headers;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -85,6 +86,22 @@ fn no_request_hides_in_another() {
 }
 
 #[test]
+fn a_body_of_unknown_length_passes_with_any_method() {
+    run(async {
+        let bench = Bench::start(2000, "resend_body_bytes = 2").await;
+        let one = FakeNode::plain(1).await;
+        bench.publish(view(1, &[&one]));
+        for method in ["GET", "POST"] {
+            let head = format!("{method} / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n");
+            raw(&bench, &format!("{head}connection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n")).await;
+            let got = one.got();
+            let got = got.last().unwrap();
+            assert_eq!((got.method.as_str(), &*got.body), (method, &b"hello"[..]));
+        }
+    });
+}
+
+#[test]
 fn absolute_form_names_the_host() {
     run(async {
         let bench = Bench::start(2000, "").await;
@@ -152,6 +169,32 @@ fn a_node_cannot_take_the_connection_for_another_protocol() {
         let epoch = Epoch { term: 1, number: 1 };
         bench.publish(View { epoch, copies: 1, nodes, ..View::default() });
         let answer = bench.post("", "").await;
+        assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
+    });
+}
+
+#[test]
+fn an_answer_has_one_length() {
+    let good = |values: &[&str]| {
+        let each = values.iter().map(|value| (hyper::header::CONTENT_LENGTH, value.parse().unwrap()));
+        headers::names_one_length(&each.collect())
+    };
+    assert!(good(&[]) && good(&["0"]) && good(&["5"]) && good(&["5", "5"]));
+    assert!(!good(&["5", "6"]) && !good(&["+5"]) && !good(&["5, 5"]) && !good(&[""]) && !good(&["5", "x"]));
+    run(async {
+        let bench = Bench::start(200, "").await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let nodes = vec![entry(Incarnation(1), listener.local_addr().unwrap())];
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.read_buf(&mut Vec::new()).await.unwrap();
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+            }
+        });
+        let epoch = Epoch { term: 1, number: 1 };
+        bench.publish(View { epoch, copies: 1, nodes, ..View::default() });
+        let answer = bench.send(bench.request(Method::HEAD, "/", "", "")).await;
         assert_eq!(answer.status, StatusCode::BAD_GATEWAY, "{answer:?}");
     });
 }
