@@ -1,5 +1,5 @@
-//! The figures of `docs/testing.md` and the README: what the stages of `cargo x ci` reach is held against what
-//! the pages state.
+//! The figures of `docs/testing.md` and the README: what the stages of `cargo x ci` reach is held against
+//! what the pages state.
 //!
 //! A stage's program says `figure: NAME NUMBER` at the end of a line. The table of figures in
 //! `docs/testing.md` has a row for each name: a number is what is reached exactly, `over NUMBER` a lower bound.
@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn rows_and_bounds() {
-        let page = "# a\n\n## Figures\n\n| figure | stated |\n|---|---|\n| `a.b` | over 1,000 | x |\n| `c` | 7 | y |\n\n## b\n| `d` | 1 |\n";
+        let page = "# a\n\n## Figures\n\n| figure | stated |\n|---|---|\n| `a.b` | over 1,000 | x |\n\
+                    | `c` | 7 | y |\n\n## b\n| `d` | 1 |\n";
         let figure = |name: &str, stated: &str| Figure { name: name.into(), stated: stated.into() };
         assert_eq!(rows(page), [figure("a.b", "over 1,000"), figure("c", "7")]);
         assert!(is_true("over 1,000", 1001).unwrap() && !is_true("over 1,000", 1000).unwrap());

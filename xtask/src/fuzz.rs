@@ -1,6 +1,7 @@
 //! `cargo x fuzz`: inputs from outside, guided by what of the code they reach (fuzz/). libFuzzer comes with
 //! the crate libfuzzer-sys, and rustc's own LLVM instruments the code, so a stable compiler is enough.
 
+use crate::figures;
 use anyhow::{Context, Result, bail, ensure};
 use selvage_tests::product::workspace_root;
 use std::fs;
@@ -95,7 +96,10 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     });
     report(&ended);
     ensure!(ended.len() == targets.len(), "only {} of {} targets were run", ended.len(), targets.len());
-    ended.into_iter().collect::<Result<Vec<Run>>>()?;
+    let ended = ended.into_iter().collect::<Result<Vec<Run>>>()?;
+    if arguments.target.is_none() {
+        figures::keep(&format!("figure: fuzz.targets {}", ended.len()));
+    }
     if arguments.keep {
         targets.iter().try_for_each(Target::keep)?;
     }

@@ -1,8 +1,7 @@
 //! `cargo x sim`: the simulation of a whole cluster, over many seeds (tests/tests/sim).
 
-use anyhow::{Context, Result, ensure};
-use selvage_tests::product::workspace_root;
-use std::process::{Command, Stdio};
+use crate::test;
+use anyhow::Result;
 
 /// Options of `cargo x sim`.
 #[derive(clap::Args)]
@@ -42,11 +41,8 @@ impl Default for Arguments {
 /// # Errors
 /// A seed failed, or a kind of fault or state was never reached.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(workspace_root())
-        .args(["test", "--quiet", "--release", "--package", "selvage-tests", "--test", "sim", "--"])
-        .stdin(Stdio::null());
+    let mut command = test::cargo();
+    command.args(["test", "--quiet", "--release", "--package", "selvage-tests", "--test", "sim", "--"]);
     match arguments.seed {
         Some(seed) => drop(command.args(["--seed", &seed.to_string()])),
         None if arguments.mutants => {}
@@ -61,7 +57,5 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     command.args(arguments.mutants.then_some("--mutants"));
     command.args(arguments.whole.then_some("--whole"));
     command.args(arguments.mutant.iter().flat_map(|name| ["--mutant", name]));
-    let status = command.status().context("cannot start cargo")?;
-    ensure!(status.success(), "the simulation ended with {status}");
-    Ok(())
+    test::all_pass("simulation", &mut command)
 }
