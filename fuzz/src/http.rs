@@ -157,7 +157,8 @@ async fn note(request: hyper::Request<Incoming>) -> Expected {
     let request = Request {
         method: head.method.to_string(),
         // In origin form, whatever form it came in.
-        target: path.map_or(String::new(), |path| path.to_string()),
+        // As the node reads it: byte by byte.
+        target: path.map_or(String::new(), |path| path.as_str().bytes().map(char::from).collect()),
         headers,
         body,
     };

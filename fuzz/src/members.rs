@@ -68,7 +68,7 @@ impl World {
         let now = Duration::from_secs(1);
         Self {
             servers_lie,
-            cluster: Cluster::new(Settings::new(&config, 1000, Vec::new()), now),
+            cluster: Cluster::new(Settings::new(&config, 1000, Vec::new(), None), now),
             now,
             link_last: 0,
             nodes: Vec::new(),

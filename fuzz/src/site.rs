@@ -16,7 +16,6 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 
 /// Longest time for anything here; no input can make the director need it.
 const WAIT: Duration = Duration::from_secs(5);
@@ -114,7 +113,7 @@ fn proxy(node: SocketAddr) -> Arc<Proxy> {
     };
     let epoch = Epoch { term: 1, number: 1 };
     routes.publish(&Arc::new(View { epoch, copies: 1, nodes: vec![entry], ..View::default() }), &[]);
-    Proxy::new(&config, routes, Arc::new(Metrics::default()), CancellationToken::new())
+    Proxy::new(&config, routes, Arc::new(Metrics::default()))
 }
 
 async fn serve(listener: TcpListener, node: Arc<Mutex<Node>>) {

@@ -1,6 +1,6 @@
 //! `cargo x ci`: everything that a change must pass, cheapest first.
 
-use crate::{demo, figures, fuzz, kills, proofs, rdma, setup, sim, soak, test, tidy};
+use crate::{demo, figures, kills, proofs, rdma, setup, sim, soak, test, tidy};
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
 use std::process::{Command, ExitCode, Stdio};
@@ -25,7 +25,6 @@ pub fn main() -> Result<()> {
     stage("test", || test::main(&test::Arguments::default()))?;
     stage("loom", proofs::loom)?;
     stage("model", proofs::model)?;
-    stage("fuzz", || fuzz::main(&fuzz::Arguments::smoke()))?;
     stage("sim", || sim::main(&sim::Arguments::default()))?;
     stage("mutants", || sim::main(&sim::Arguments { mutants: true, ..sim::Arguments::default() }))?;
     stage("kills", || kills::main(&kills::Arguments::default()))?;

@@ -1,7 +1,6 @@
 //! `cargo x fuzz`: inputs from outside, guided by what of the code they reach (fuzz/). libFuzzer comes with
 //! the crate libfuzzer-sys, and rustc's own LLVM instruments the code, so a stable compiler is enough.
 
-use crate::figures;
 use anyhow::{Context, Result, bail, ensure};
 use selvage_tests::product::workspace_root;
 use std::fs;
@@ -42,13 +41,6 @@ pub struct Arguments {
     /// Run only this input, such as one that was kept in fuzz/artifacts
     #[arg(long, requires = "target")]
     pub replay: Option<PathBuf>,
-}
-
-impl Arguments {
-    /// All of the corpus, and a look beyond.
-    pub fn smoke() -> Self {
-        Self { target: None, seconds: 5, keep: false, seeds: false, replay: None }
-    }
 }
 
 /// What a target's run has done.
@@ -96,10 +88,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     });
     report(&ended);
     ensure!(ended.len() == targets.len(), "only {} of {} targets were run", ended.len(), targets.len());
-    let ended = ended.into_iter().collect::<Result<Vec<Run>>>()?;
-    if arguments.target.is_none() {
-        figures::keep(&format!("figure: fuzz.targets {}", ended.len()));
-    }
+    ended.into_iter().collect::<Result<Vec<Run>>>()?;
     if arguments.keep {
         targets.iter().try_for_each(Target::keep)?;
     }
