@@ -16,6 +16,9 @@ const LIST_STEPS: usize = 1 << 18;
 
 impl Server {
     /// Claims, in order. First claimant wins (R1).
+    ///
+    /// By the view that is carried out here, and no other. A claimant whose view is older may count on a
+    /// server that has been dropped since, whose copies those who follow the newest view take for gone.
     pub(super) fn claim(
         &mut self,
         asker: &Asker,
@@ -24,7 +27,13 @@ impl Server {
     ) -> Result<Vec<ClaimAnswer>, Refusal> {
         check_batch(ids.len())?;
         self.check_lives(asker)?;
-        self.check_epoch(epoch)?;
+        self.check_not_newer(epoch)?;
+        let ours = self.carried_out;
+        if epoch < ours && holds(Rule::R1Claim) {
+            return Err(not_yet(&format!(
+                "the asker claims by view {epoch}, this server has carried out {ours}"
+            )));
+        }
         self.check_sealed_open()?;
         self.check_claims_left(asker, ids)?;
         let mut answers = Vec::with_capacity(ids.len());
@@ -61,7 +70,7 @@ impl Server {
     ) -> Result<(), Refusal> {
         check_batch(ids.len())?;
         self.check_lives(asker)?;
-        self.check_epoch(epoch)?;
+        self.check_not_newer(epoch)?;
         self.check_claims_left(asker, ids)?;
         for id in ids {
             if self.hold_claim(asker.incarnation, id).is_err() {
@@ -179,7 +188,7 @@ impl Server {
     }
 
     /// The claimant's view must not be newer than what is carried out here: the rest is for a later request.
-    fn check_epoch(&self, epoch: Epoch) -> Result<(), Refusal> {
+    fn check_not_newer(&self, epoch: Epoch) -> Result<(), Refusal> {
         let ours = self.carried_out;
         if epoch > ours && holds(Rule::R1Claim) {
             return Err(not_yet(&format!("this server has carried out view {ours}, the asker has {epoch}")));

@@ -84,7 +84,8 @@ impl State {
         epoch: Epoch,
     ) -> Option<Result<Cell, Life>> {
         let ahead = epoch > self.servers[at].view.epoch && set.holds(Part::SealedEverywhere);
-        if !self.knows(at, life) || ahead || !self.is_sealed_open(set, at) {
+        let behind = epoch < self.servers[at].view.epoch && set.holds(Part::ClaimByNewest);
+        if !self.knows(at, life) || ahead || behind || !self.is_sealed_open(set, at) {
             return None;
         }
         let server = &mut self.servers[at];

@@ -15,6 +15,8 @@ pub enum Part {
     ClaimEverywhere,
     /// R1: a server grants the first claimant only.
     FirstClaimWins,
+    /// R1: a server grants by the newest view that it has carried out, and no older.
+    ClaimByNewest,
     /// R1: a server that is new hears of earlier claims before it answers.
     ClaimsRegistered,
     /// R2: nothing is adopted before every server has confirmed the seal.

@@ -58,6 +58,7 @@ macro_rules! noticed {
 noticed! {
     r1_claim_everywhere: ClaimEverywhere, two_copies(), 0, 2, BOTH;
     r1_first_claim_wins: FirstClaimWins, two_copies(), 0, 1, NODE;
+    r1_claim_by_newest: ClaimByNewest, destroyed(two_copies()), 0, 2, &[Kind::KillNode, Kind::CutServer];
     r1_claims_registered: ClaimsRegistered, two_copies(), 0, 3, BOTH;
     r2_sealed_everywhere: SealedEverywhere, two_copies(), 0, 1, NODE;
     r2_seal_word: SealWord, two_copies(), 1, 1, &[Kind::Twin];

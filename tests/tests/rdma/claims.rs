@@ -1,6 +1,6 @@
 //! The claims, with the web nodes on one host and the session servers on another: every copy goes over RDMA.
 
-use crate::setting::{options, report};
+use crate::setting::{calm, options, report};
 use selvage_tests::claims;
 use selvage_tests::cluster::Options;
 use selvage_tests::stage::Stage;
@@ -43,7 +43,8 @@ async fn the_claims_of_one_copy() {
     let began = Instant::now();
     let places = [("n1", 1), ("n2", 1), ("n3", 1), ("s1", 2), ("s2", 2), ("s3", 2)];
     let later = vec!["s2".to_owned(), "s3".to_owned()];
-    let mut stage = Stage::with(Options { later, weights: vec![1, 2, 5], ..options(3, 3, 1, &places) }).await;
+    let options = Options { later, weights: vec![1, 2, 5], ..options(3, 3, 1, &places) };
+    let mut stage = Stage::with(calm(options)).await;
     report("start", began);
     show!(stage, c1_requests_reach_their_host_and_a_remote_server_has_everything);
     stage.restart(&["s2", "s3"]).await;
@@ -59,7 +60,7 @@ async fn the_claims_of_one_copy() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_claims_of_two_copies() {
     let places = [("n1", 1), ("n2", 1), ("s1", 2), ("s2", 2), ("s3", 2)];
-    let mut stage = Stage::with(options(2, 3, 2, &places)).await;
+    let mut stage = Stage::with(calm(options(2, 3, 2, &places))).await;
     show!(stage, c2_each_node_caches_all_data_of_its_sessions);
     show!(stage, c10_each_session_is_on_two_servers);
     stage.end();

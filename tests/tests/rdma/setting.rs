@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// Times for hosts whose processors are emulated, several on one: pauses of half a second are usual there.
 const TIMING: &str = "[timing]\nheartbeat_ms = 150\nmandate_ms = 1000\nsilence_ms = 1500\n\n";
+/// Where no time is measured: nobody is taken for dead because its processor stood still for a while.
+const CALM: &str = "[timing]\nheartbeat_ms = 300\nmandate_ms = 3000\nsilence_ms = 4000\n\n";
 const MEMORY: &str = "[memory]\nsessions_max = 2048\ncache_bytes = 8388608\nlease_bytes = 8388608\n";
 /// Browsers at work at the same time.
 const CONNECTIONS: usize = 6;
@@ -27,6 +29,11 @@ pub fn options(nodes: u32, servers: u32, copies: u32, places: &[(&str, u8)]) -> 
         patience: 4,
         ..Options::default()
     }
+}
+
+/// The same with times for tests that are not about them.
+pub fn calm(options: Options) -> Options {
+    Options { tables: format!("{CALM}{MEMORY}"), ..options }
 }
 
 /// Says how long something took, for whoever reads the run.

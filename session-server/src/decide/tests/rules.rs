@@ -61,6 +61,19 @@ fn r1_a_claimant_with_a_newer_view_waits() {
 }
 
 #[test]
+fn r1_a_claimant_with_an_older_view_begins_again_by_the_newest() {
+    assert_teeth(Rule::R1Claim, || {
+        let mut world = World::with_dead(&[live(id(1), version(1, 5))]);
+        let epoch = world.server.carried_out;
+        world.set_view(&[B, C], &[(A, true)]);
+        let answer = world.ask_node(B, ToServer::Claim { epoch, ids: vec![id(1)] });
+        ensure!(matches!(answer, FromServer::Refused(Refusal::NotYet(_))), true);
+        ensure!(world.claim_one(B, id(1))?, granted(version(1, 5), true));
+        Ok(())
+    });
+}
+
+#[test]
 fn r1_only_the_claimant_fetches_settles_and_destroys() {
     assert_teeth(Rule::R1Claim, || {
         let mut world = World::with_dead(&[live(id(1), version(1, 5))]);
