@@ -12,6 +12,7 @@ use crate::wire::{self, Request};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper::http::uri::PathAndQuery;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Response, StatusCode, Version};
@@ -156,13 +157,17 @@ async fn note(request: hyper::Request<Incoming>) -> Expected {
     }
     let request = Request {
         method: head.method.to_string(),
-        // In origin form, whatever form it came in.
-        // As the node reads it: byte by byte.
-        target: path.map_or(String::new(), |path| path.as_str().bytes().map(char::from).collect()),
+        target: path.map_or(String::new(), origin_form),
         headers,
         body,
     };
     Expected { request, is_whole, is_refused, is_http_11 }
+}
+
+/// Whatever form it came in, and as the node reads it: byte by byte.
+fn origin_form(path: &PathAndQuery) -> String {
+    let slash = if path.as_str().starts_with('?') { "/" } else { "" };
+    format!("{slash}{}", path.as_str()).bytes().map(char::from).collect()
 }
 
 /// A host as the director takes it.

@@ -1,6 +1,6 @@
 //! `cargo x ci`: everything that a change must pass, cheapest first.
 
-use crate::{demo, figures, kills, proofs, rdma, setup, sim, soak, test, tidy};
+use crate::{demo, figures, fuzz, kills, proofs, rdma, setup, sim, soak, test, tidy};
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::workspace_root;
 use std::process::{Command, ExitCode, Stdio};
@@ -27,6 +27,7 @@ pub fn main() -> Result<()> {
     stage("model", proofs::model)?;
     stage("sim", || sim::main(&sim::Arguments::default()))?;
     stage("mutants", || sim::main(&sim::Arguments { mutants: true, ..sim::Arguments::default() }))?;
+    stage("fuzz", || fuzz::main(&fuzz::Arguments { seconds: 5, ..fuzz::Arguments::default() }))?;
     stage("kills", || kills::main(&kills::Arguments::default()))?;
     stage("soak", || soak::main(&soak::Arguments::default()))?;
     stage("demo", || demo::main(&demo::Arguments { sessions: 2000, connections: 64, pause_ms: 500 }))?;

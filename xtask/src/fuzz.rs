@@ -1,6 +1,7 @@
 //! `cargo x fuzz`: inputs from outside, guided by what of the code they reach (fuzz/). libFuzzer comes with
 //! the crate libfuzzer-sys, and rustc's own LLVM instruments the code, so a stable compiler is enough.
 
+use crate::figures;
 use anyhow::{Context, Result, bail, ensure};
 use selvage_tests::product::workspace_root;
 use std::fs;
@@ -25,7 +26,7 @@ const MEMORY_MIB_MAX: u64 = 1024;
 const LINES_SHOWN: usize = 40;
 
 /// Options of `cargo x fuzz`.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Arguments {
     /// Only this target: a folder's name in fuzz/corpus
     pub target: Option<String>,
@@ -88,7 +89,10 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     });
     report(&ended);
     ensure!(ended.len() == targets.len(), "only {} of {} targets were run", ended.len(), targets.len());
-    ended.into_iter().collect::<Result<Vec<Run>>>()?;
+    let clean = ended.into_iter().collect::<Result<Vec<Run>>>()?.len();
+    if arguments.target.is_none() {
+        figures::keep(&format!("figure: fuzz.targets {clean}"));
+    }
     if arguments.keep {
         targets.iter().try_for_each(Target::keep)?;
     }
@@ -118,7 +122,7 @@ fn build() -> Result<PathBuf> {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command
         .current_dir(root)
-        .args(["build", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host])
+        .args(["build", "--release", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target", &host])
         .arg("--target-dir")
         .arg(&folder)
         .env("RUSTFLAGS", INSTRUMENTED)
