@@ -1,6 +1,6 @@
 //! The rounds: orders at some points, whatever brings processes there, and what must be true afterwards.
 
-use crate::book::{State, Wish};
+use crate::book::{State, WORKERS, Wish};
 use crate::field::{Field, LONG, NODES, SOON};
 use selvage_fabric::ident::SessionId;
 use selvage_fabric::kill::{Order, POINTS, number};
@@ -109,6 +109,8 @@ struct Run {
     /// Stops at each point.
     stopped: Vec<u64>,
     rounds: u64,
+    /// Who is killed next, of all nodes' processes.
+    next_worker: usize,
 }
 
 /// Runs the whole test.
@@ -120,7 +122,8 @@ pub fn run(seed: u64, kills: u64) {
 async fn fight(seed: u64, kills: u64) {
     let began = Instant::now();
     let (field, none) = (Field::new().await, vec![0; POINTS.len()]);
-    let mut run = Run { field, dice: Dice(seed), killed: none.clone(), stopped: none, rounds: 0 };
+    let mut run =
+        Run { field, dice: Dice(seed), killed: none.clone(), stopped: none, rounds: 0, next_worker: 0 };
     run.field.until_whole().await;
     run.field.until("sessions are made", |field| field.book.acks().load(Ordering::Relaxed) > 300);
     // First each point, then those that work passes by itself, mostly.
@@ -245,10 +248,14 @@ impl Run {
     /// Brings processes to a point.
     fn bring(&mut self, cause: Cause) {
         let board = &self.field.book.board;
-        let (node, worker) = (self.dice.below(NODES as u64) as usize, self.dice.below(6) as usize);
+        let node = self.dice.below(NODES as u64) as usize;
         match cause {
             Cause::Load => {}
-            Cause::Worker => self.field.kill_worker(worker),
+            // One after the other: among them is the steward of each node.
+            Cause::Worker => {
+                self.field.kill_worker(self.next_worker);
+                self.next_worker = (self.next_worker + 1) % WORKERS;
+            }
             Cause::OpenPush => board.order(number("push.posted"), Order::Kill(5)),
             Cause::Locked => board.order(number("push.counted"), Order::Kill(5)),
             Cause::Node => Field::workers_of(node).for_each(|worker| self.field.kill_worker(worker)),
