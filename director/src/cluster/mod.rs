@@ -309,7 +309,7 @@ impl Cluster {
     pub fn new(settings: Settings, now: Moment) -> Self {
         let nodes = settings.nodes.iter().map(|(name, address)| {
             let drained = settings.drained.contains(name);
-            (name.clone(), Node { address: address.clone(), life: None, drained })
+            (name.clone(), Node { address: address.clone(), life: None, drained, ended: None })
         });
         let nodes = nodes.collect();
         let servers = settings.servers.iter();

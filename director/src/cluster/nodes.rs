@@ -18,6 +18,8 @@ pub(super) struct Node {
     pub(super) life: Option<Life>,
     /// Drained by the operator: may not register until undrained.
     pub(super) drained: bool,
+    /// The first life that this director has ended: if one was from before its time, this is it.
+    pub(super) ended: Option<Incarnation>,
 }
 
 /// A live incarnation of a node.
@@ -260,6 +262,7 @@ impl Cluster {
     pub(super) fn end(&mut self, name: &str, now: Moment, why: &str, out: &mut Vec<Effect>) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         let Some(life) = node.life.take() else { return };
+        node.ended.get_or_insert(life.incarnation);
         let mut tickets = Vec::new();
         if let Some(drain) = life.drain {
             // Whatever ended it, the operator wanted it out.

@@ -192,6 +192,9 @@ impl Cluster {
         incarnation != Incarnation::NONE
             && !node.drained
             && !self.is_dead(incarnation)
+            // Nor after its end was forgotten, whatever it says that it has seen; under no other name, either.
+            && node.ended.is_none()
+            && self.nodes.values().all(|node| node.ended != Some(incarnation))
             // A node that lies about its life takes no other's.
             && !self.is_lived(incarnation)
             && now <= grace_until

@@ -193,6 +193,35 @@ fn a_server_that_the_kept_view_dropped_stays_out() {
     }
 }
 
+/// Found by fuzzing: a node that lies about what it has seen came back as the life that it had left, once
+/// that was released.
+#[test]
+fn nobody_goes_on_twice() {
+    let old = World::up(&["n1", "n2"], &["s1"]);
+    let n1 = old.node("n1").unwrap();
+    let mut world = World::silent(&["n1", "n2"], &["s1"]);
+    world.cluster.settings.term_min += 60;
+    resume(&mut world, "n1", n1, old.view().epoch);
+    world.step(Event::ServerAbsent { name: "s1".into() });
+    assert_eq!(world.node("n1"), Some(n1));
+    world.server_up("s1", 7);
+    let link = world.open("n1", Incarnation::NONE);
+    world.step(Event::NodeMessage { link, message: ToDirector::Register });
+    let next = world.node("n1");
+    assert_ne!(next, Some(n1));
+    world.advance(300);
+    assert_eq!(world.view().dead, [], "released");
+    let seen = world.view().epoch;
+    resume(&mut world, "n2", n1, seen);
+    assert_eq!((world.node("n1"), world.node("n2")), (next, None));
+    // Its new life's end changes nothing.
+    let link = world.open("n1", Incarnation::NONE);
+    world.step(Event::NodeMessage { link, message: ToDirector::Register });
+    let seen = world.view().epoch;
+    resume(&mut world, "n2", n1, seen);
+    assert_eq!(world.node("n2"), None);
+}
+
 /// Found by the simulation: until n1 was heard its cookies were taken for a dead node's, and the new server
 /// knew nothing of its sessions.
 #[test]
