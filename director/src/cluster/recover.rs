@@ -192,7 +192,7 @@ impl Cluster {
         incarnation != Incarnation::NONE
             && !node.drained
             && !self.is_dead(incarnation)
-            // Nor after its end was forgotten, whatever it says that it has seen; under no other name, either.
+            // Nor after its end was forgotten, whatever it says that it has seen; and under no other name.
             && node.ended.is_none()
             && self.nodes.values().all(|node| node.ended != Some(incarnation))
             // A node that lies about its life takes no other's.

@@ -18,7 +18,7 @@ const HOSTS: u8 = 3;
 /// The bounds of the parts, of which the last begins with four guests booting at once.
 const DEVICES_MAX: Duration = Duration::from_secs(600);
 const SERVER_MAX: Duration = Duration::from_secs(240);
-const HOSTS_MAX: Duration = Duration::from_secs(600);
+const HOSTS_MAX: Duration = Duration::from_secs(900);
 
 /// Options of `cargo x rdma-test`.
 #[derive(clap::Args, Default)]
