@@ -256,10 +256,12 @@ impl Field {
     /// Looks for hosted sessions that should not be, and asks the workers about them.
     fn strangers(&mut self) -> Vec<String> {
         let mut wrong = Vec::new();
+        // The caches may have been looked at before these were destroyed: they count from the next look.
+        let mut just = HashSet::new();
         for at in 0..QUESTIONS {
             let (question, _, id) = self.book.question(at);
             if question == Question::Settled {
-                self.settled.insert(id);
+                just.insert(id);
                 self.book.answer(at, Question::Free);
             }
         }
@@ -283,6 +285,9 @@ impl Field {
             }
             assert!(!self.settled.contains(&id), "session {id} was destroyed, and is back\n{}", self.logs());
             wrong.push(format!("session {id} is hosted by {nodes:?}, and the book does not know it"));
+            if just.contains(&id) {
+                continue;
+            }
             let questions = || (0..QUESTIONS).map(|at| (at, self.book.question(at)));
             let asked =
                 questions().any(|(_, (question, _, about))| question == Question::Asked && about == id);
@@ -291,6 +296,7 @@ impl Field {
                 self.book.ask(at, nodes[0], id);
             }
         }
+        self.settled.extend(just);
         wrong
     }
 
