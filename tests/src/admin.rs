@@ -210,6 +210,12 @@ impl AdminView {
         Incarnation::from_tag(&self.node(node)?.tag)
     }
 
+    /// The life of this node or server, if it has one.
+    pub fn life(&self, member: &str) -> Option<Incarnation> {
+        let server = self.servers.iter().find(|server| server.name == member && server.incarnation != 0);
+        server.map(|server| Incarnation(server.incarnation)).or_else(|| self.incarnation(member))
+    }
+
     /// Name of the node whose incarnation this is.
     pub fn host(&self, incarnation: Incarnation) -> Option<&str> {
         let tag = incarnation.tag();

@@ -128,11 +128,20 @@ impl Stage {
         self.admin().view().await.unwrap().incarnation(node).unwrap_or_else(|| panic!("{node} is not up"))
     }
 
-    /// Starts members again and waits until the view has them.
+    /// Starts members again and waits until the view has them: their new lives, for who is back before its
+    /// death was seen is up in the view by its old one, and no request should go there.
     pub async fn restart(&mut self, names: &[&str]) {
+        // None if it is the director that is started.
+        let before = self.admin().view().await.ok();
         for name in names {
             self.start_member(name).unwrap();
         }
+        let lives = before.iter().flat_map(|before| names.iter().filter_map(|name| before.life(name)));
+        let old: Vec<Incarnation> = lives.collect();
+        let is_over = |view: &AdminView| {
+            !names.iter().any(|name| view.life(name).is_some_and(|life| old.contains(&life)))
+        };
+        self.until("the old lives are over", is_over).await;
         self.wait_up().await.unwrap();
     }
 

@@ -168,12 +168,9 @@ impl Strike {
 /// Kills members together and starts them again, sooner or later: also before anybody has noticed their
 /// death.
 async fn kill(stage: &mut Stage, dice: &mut Dice, names: &[&str]) -> String {
-    let before = stage.admin().view().await.unwrap();
-    let lives: Vec<_> = names.iter().filter_map(|name| before.incarnation(name)).collect();
     stage.kill_together(names).unwrap();
     dice.pause(800).await;
     stage.restart(names).await;
-    stage.until("the old lives are over", |view| lives.iter().all(|life| view.host(*life).is_none())).await;
     format!("killed {}", names.join(" and "))
 }
 
