@@ -39,6 +39,8 @@ pub struct Field {
     hosted: [Vec<SessionId>; NODES],
     /// Sessions that got a new id while their worker died, and were destroyed.
     settled: HashSet<SessionId>,
+    /// The same, but not every cache was looked at since: it may still show them.
+    just_settled: HashSet<SessionId>,
 }
 
 impl Field {
@@ -71,6 +73,7 @@ impl Field {
             deaths: 0,
             hosted: [const { Vec::new() }; NODES],
             settled: HashSet::new(),
+            just_settled: HashSet::new(),
         };
         (0..WORKERS).for_each(|worker| field.start(worker));
         field
@@ -246,8 +249,12 @@ impl Field {
                 return true;
             }
             // It changes by what the workers have done since, or by what is just on its way.
-            let looks = (1..=NODES).filter_map(|node| field.look(node).err());
-            wrong.extend(looks);
+            let errors: Vec<String> = (1..=NODES).filter_map(|node| field.look(node).err()).collect();
+            if errors.is_empty() {
+                let seen = std::mem::take(&mut field.just_settled);
+                field.settled.extend(seen);
+            }
+            wrong.extend(errors);
             false
         });
         assert!(wrong.is_empty(), "{wrong:#?}\n{}", self.logs());
@@ -256,12 +263,10 @@ impl Field {
     /// Looks for hosted sessions that should not be, and asks the workers about them.
     fn strangers(&mut self) -> Vec<String> {
         let mut wrong = Vec::new();
-        // The caches may have been looked at before these were destroyed: they count from the next look.
-        let mut just = HashSet::new();
         for at in 0..QUESTIONS {
             let (question, _, id) = self.book.question(at);
             if question == Question::Settled {
-                just.insert(id);
+                self.just_settled.insert(id);
                 self.book.answer(at, Question::Free);
             }
         }
@@ -285,7 +290,7 @@ impl Field {
             }
             assert!(!self.settled.contains(&id), "session {id} was destroyed, and is back\n{}", self.logs());
             wrong.push(format!("session {id} is hosted by {nodes:?}, and the book does not know it"));
-            if just.contains(&id) {
+            if self.just_settled.contains(&id) {
                 continue;
             }
             let questions = || (0..QUESTIONS).map(|at| (at, self.book.question(at)));
@@ -296,7 +301,6 @@ impl Field {
                 self.book.ask(at, nodes[0], id);
             }
         }
-        self.settled.extend(just);
         wrong
     }
 

@@ -12,6 +12,7 @@ use crate::sync::checked::{Checked, check, outside, spawn, watch, watch_again, w
 use crate::transport::memory::{self, ServerLease};
 use crate::transport::shm::ShmLink;
 use crate::transport::{Link, Outcome, Posted, Push, Region};
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 const ID: SessionId = SessionId([9; 16]);
@@ -67,7 +68,10 @@ fn handshake() -> Result<Checked, String> {
         lease.seal();
         let scan = lease.scan(&ArchiveLimits::default()).unwrap();
         let outcome = node.join().unwrap();
-        assert!(outcome == Outcome::Sealed || scan.cells.len() == 1, "acked, and not found");
+        if outcome != Outcome::Sealed && scan.cells.is_empty() {
+            // Not by a panic that is printed: one test expects it.
+            resume_unwind(Box::new("acked, and not found"));
+        }
     })
 }
 
