@@ -177,9 +177,12 @@ impl Run {
 
     /// Until somebody has died at a point.
     async fn visit(&mut self, point: usize) {
-        for _ in 0..TRIES {
+        for tries in 1..=TRIES {
             self.strike(&[point], CROWD / 4).await;
             if self.killed[point] > 0 {
+                if tries > TRIES / 4 {
+                    println!("{}: somebody died in try {tries} of {TRIES}", POINTS[point]);
+                }
                 return;
             }
         }
