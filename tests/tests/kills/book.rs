@@ -49,14 +49,24 @@ pub enum State {
     Renewed,
 }
 
-/// A question about a session of which the book does not know.
+/// What stands in a place for questions about sessions of which the book does not know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Question {
+pub enum Stage {
     Free,
     /// Its node shall look.
     Asked,
     /// It was one that may be there, and is gone now.
     Settled,
+}
+
+/// A question, and in whose name it can be answered: several workers of a node see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Question {
+    pub stage: Stage,
+    pub node: usize,
+    pub id: SessionId,
+    /// Rises with each stage of each question in its place.
+    word: u64,
 }
 
 /// A record's state, who has it, which life of it this is, and which id of that life.
@@ -217,30 +227,31 @@ impl Book {
         &self.words[HEAD + RECORDS * WORDS + ORPHANS + at * QUESTION_WORDS..][..QUESTION_WORDS]
     }
 
-    /// Asks the workers of a node about a session.
+    /// Asks the workers of a node about a session, in a place that is free.
     pub fn ask(&self, at: usize, node: usize, id: SessionId) {
         let words = self.question_words(at);
         for (word, value) in words.iter().zip(id_words(id)) {
             word.store(value, Ordering::SeqCst);
         }
         words[2].store(node as u64, Ordering::SeqCst);
-        words[3].store(Question::Asked as u64, Ordering::SeqCst);
+        self.answer(at, self.question(at), Stage::Asked);
     }
 
-    /// What stands in the place of a question, and whom it is about.
-    pub fn question(&self, at: usize) -> (Question, usize, SessionId) {
+    /// What stands in a place.
+    pub fn question(&self, at: usize) -> Question {
         let words = self.question_words(at);
-        let state = match words[3].load(Ordering::SeqCst) {
-            0 => Question::Free,
-            1 => Question::Asked,
-            _ => Question::Settled,
-        };
         let load = |at: usize| words[at].load(Ordering::SeqCst);
-        (state, load(2) as usize, id_of([load(0), load(1)]))
+        let word = load(3);
+        let stage = [Stage::Free, Stage::Asked, Stage::Settled][(word & 3) as usize];
+        Question { stage, node: load(2) as usize, id: id_of([load(0), load(1)]), word }
     }
 
-    pub fn answer(&self, at: usize, answer: Question) {
-        self.question_words(at)[3].store(answer as u64, Ordering::SeqCst);
+    /// The next stage of a question, unless somebody else was faster: an answer that comes late is not taken
+    /// for one to the next question in that place.
+    pub fn answer(&self, at: usize, question: Question, stage: Stage) {
+        let next = (question.word | 3) + 1 + stage as u64;
+        let word = &self.question_words(at)[3];
+        let _ = word.compare_exchange(question.word, next, Ordering::SeqCst, Ordering::SeqCst);
     }
 }
 

@@ -1,6 +1,6 @@
 //! The cluster under fire: a director, three session servers and two web nodes of three workers each.
 
-use crate::book::{Book, QUESTIONS, Question, State, WORKERS, Wish};
+use crate::book::{Book, QUESTIONS, Stage, State, WORKERS, Wish};
 use crate::worker::VIOLATION;
 use rustix::process::{Pid, Signal};
 use selvage_fabric::cache::{Cache, EntryState};
@@ -264,10 +264,10 @@ impl Field {
     fn strangers(&mut self) -> Vec<String> {
         let mut wrong = Vec::new();
         for at in 0..QUESTIONS {
-            let (question, _, id) = self.book.question(at);
-            if question == Question::Settled {
-                self.just_settled.insert(id);
-                self.book.answer(at, Question::Free);
+            let question = self.book.question(at);
+            if question.stage == Stage::Settled {
+                self.just_settled.insert(question.id);
+                self.book.answer(at, question, Stage::Free);
             }
         }
         let may_be = |state| !matches!(state, State::Empty | State::Gone);
@@ -294,9 +294,8 @@ impl Field {
                 continue;
             }
             let questions = || (0..QUESTIONS).map(|at| (at, self.book.question(at)));
-            let asked =
-                questions().any(|(_, (question, _, about))| question == Question::Asked && about == id);
-            let free = questions().find(|(_, (question, ..))| *question == Question::Free);
+            let asked = questions().any(|(_, of)| of.stage == Stage::Asked && of.id == id);
+            let free = questions().find(|(_, of)| of.stage == Stage::Free);
             if let (false, Some((at, _))) = (asked, free) {
                 self.book.ask(at, nodes[0], id);
             }

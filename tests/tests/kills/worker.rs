@@ -1,7 +1,7 @@
 //! A web node's worker: works on the book's sessions as fast as it can, and compares all that it sees with
 //! the book. What contradicts it ends the process with an error.
 
-use crate::book::{Book, Mark, QUESTIONS, Question, RECORDS, Record, State, THREADS, Wish};
+use crate::book::{Book, Mark, QUESTIONS, RECORDS, Record, Stage, State, THREADS, Wish};
 use crate::field::Field;
 use selvage_fabric::archive::{Value, ValueRef};
 use selvage_fabric::error::{Error, ErrorKind};
@@ -362,10 +362,11 @@ impl Worker<'_> {
     /// and then it is destroyed.
     fn answer(&mut self) -> Result<(), Violation> {
         for at in 0..QUESTIONS {
-            let (question, node, id) = self.book.question(at);
-            if question != Question::Asked || node != Field::node_of(self.index) {
+            let question = self.book.question(at);
+            if question.stage != Stage::Asked || question.node != Field::node_of(self.index) {
                 continue;
             }
+            let id = question.id;
             let Some(here) = self.node.incarnation() else { continue };
             let settled = match self.node.open(&Cookie { id, host: here }, OpenMode::Exclusive) {
                 Ok(Opened::Session(session)) => {
@@ -377,14 +378,14 @@ impl Worker<'_> {
                         drop(session);
                         return self.unless_over(here, what);
                     }
-                    session.destroy().map(|()| Question::Settled)
+                    session.destroy().map(|()| Stage::Settled)
                 }
                 // Not any more, or not yet: the test looks again.
-                Ok(Opened::Missing | Opened::Elsewhere(_)) => Ok(Question::Free),
+                Ok(Opened::Missing | Opened::Elsewhere(_)) => Ok(Stage::Free),
                 Err(error) => Err(error),
             };
             match settled {
-                Ok(answer) => self.book.answer(at, answer),
+                Ok(stage) => self.book.answer(at, question, stage),
                 Err(error) => self.failed(&error),
             }
         }
