@@ -112,6 +112,13 @@ fn write_current(attachment: &Attachment, name: &str) -> Result<()> {
 /// Leaves: the last process out ends the incarnation and removes what it left on the host.
 pub(super) fn leave(attachment: &Attachment, host: Arc<Host>) -> Result<()> {
     let _creation = attachment.lock_file.lock_creation(attachment.config.timing.silence())?;
+    let ended = end_if_last(attachment, &host);
+    // Still under the lock: who leaves next must not take this process for one that stays.
+    drop(host);
+    ended
+}
+
+fn end_if_last(attachment: &Attachment, host: &Host) -> Result<()> {
     let us = host.cache.process();
     let others = host.cache.processes().iter().any(|process| process.id != us && process.alive);
     if others {

@@ -3,6 +3,7 @@
 
 use crate::archive::Value;
 use crate::cache::CacheSpec;
+use crate::config::Config;
 use crate::control::message::{FromDirector, Role, ToDirector};
 use crate::control::stream::Stream;
 use crate::error::ErrorKind;
@@ -10,14 +11,18 @@ use crate::ident::{Cookie, Epoch, Incarnation};
 use crate::node::{Ack, AttachOptions, Completion, Node, OpenMode, Opened, Outcome, Session, Started};
 use crate::view::{NodeEntry, NodeState, View};
 use rustix::event::{PollFd, PollFlags, poll};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const BOUND: Duration = Duration::from_secs(10);
+/// How often processes leave together.
+const ROUNDS: u64 = 100;
 
 /// What the director of a test does and has seen.
 #[derive(Default)]
@@ -218,6 +223,77 @@ fn attaching_twice_is_one_attachment_and_the_last_out_leaves_nothing() {
     assert_eq!(node.incarnation(), Some(Incarnation(0x102)));
     assert!(matches!(node.open(&cookie, OpenMode::Exclusive).unwrap(), Opened::Missing));
     node.detach().unwrap();
+}
+
+const LEAVER: &str = "SELVAGE_TEST_LEAVER";
+
+/// Not a test of its own: a process that attaches and leaves as often as it is told to.
+#[test]
+fn child_that_leaves() {
+    let Some(path) = std::env::var_os(LEAVER) else { return };
+    let mut tells = std::io::stdin().lines();
+    while let Some(Ok(_)) = tells.next() {
+        let node = Node::attach(Some(path.as_ref()), None, AttachOptions { wait: BOUND }).unwrap();
+        println!("attached as {}", node.incarnation().unwrap().0);
+        tells.next().unwrap().unwrap();
+        node.detach().unwrap();
+        println!("left");
+    }
+}
+
+struct Leaver {
+    child: std::process::Child,
+    says: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Leaver {
+    fn start(cluster: &TestCluster) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "node::tests::attached::child_that_leaves", "--nocapture"])
+            .env(LEAVER, cluster.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let says = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, says }
+    }
+
+    fn tell(&mut self) {
+        self.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    }
+
+    /// What it says next that begins like this.
+    fn says(&mut self, begin: &str) -> String {
+        let mut lines = self.says.by_ref().map(Result::unwrap);
+        lines.find(|line| line.starts_with(begin)).expect("it is alive")
+    }
+}
+
+impl Drop for Leaver {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn of_those_who_leave_together_the_last_out_leaves_nothing() {
+    let cluster = TestCluster::new();
+    let config = Config::load(&cluster.path()).unwrap();
+    let mut leavers = [0; 3].map(|_| Leaver::start(&cluster));
+    for round in 1..=ROUNDS {
+        leavers.iter_mut().for_each(Leaver::tell);
+        let incarnation = Incarnation(0x100 + round);
+        for leaver in &mut leavers {
+            assert_eq!(leaver.says("attached"), format!("attached as {}", incarnation.0));
+        }
+        leavers.iter_mut().for_each(Leaver::tell);
+        leavers.iter_mut().for_each(|leaver| assert_eq!(leaver.says("left"), "left"));
+        let segment = Path::new("/dev/shm").join(CacheSpec::segment_name(&config, "n1", incarnation));
+        assert!(!segment.exists(), "round {round} has left {}", segment.display());
+        assert!(!config.node_dir("n1").join("current").exists(), "round {round}");
+    }
 }
 
 #[test]
