@@ -49,6 +49,11 @@ impl<'a> Task<'a> {
         let Opened::Granted(mut hold) = host.cache.try_exclusive(&info.id)? else {
             return Ok(Step::Ended(false));
         };
+        // Who had it before may have gone by a newer view, and then has places at servers that joined after
+        // this plan was made: their copies count.
+        if host.plan().view.epoch != plan.view.epoch {
+            return Ok(Step::Ended(false));
+        }
         let begun = Stage::begin(host, plan, &mut hold, need);
         Ok(match unless_lost(begun)?.flatten() {
             Some((info, stage)) => Step::UnderWay(Self { hold, info, stage }),

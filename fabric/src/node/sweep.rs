@@ -99,7 +99,7 @@ pub(super) fn sweep(host: &Host, pace: &mut Pace<'_>) -> Result<Swept> {
     }
     round.run(0)?;
     let Round { mut swept, used_books, .. } = round;
-    swept.complete &= release_quarantine(host, &plan)?;
+    swept.complete &= release_quarantine(host)?;
     if swept.epoch == host.plan().view.epoch {
         for book in host.cache.books() {
             if book.state == BookState::Retiring && !used_books.contains(&book.incarnation) {
@@ -223,12 +223,14 @@ pub(super) fn must_keep(plan: &Plan, info: &EntryInfo) -> bool {
 
 /// Gives back slots whose writer is known to be gone (R4). The slot says "moved" first: what the writer left
 /// there must not revive a session that is destroyed later (R9).
-fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
+fn release_quarantine(host: &Host) -> Result<bool> {
     let mut all = true;
-    let processes = host.cache.processes();
+    let (slots, processes) = (host.cache.quarantined(), host.cache.processes());
+    // Loaded after the list: a server of a slot in it that this plan does not know has left the view.
+    let plan = host.plan().clone();
     // Many slots have the same writer: each is asked for once.
     let mut answers: HashMap<(Incarnation, u32, Option<u64>), bool> = HashMap::new();
-    for slot in host.cache.quarantined() {
+    for slot in slots {
         let Some(server) = plan.view.server(slot.server) else {
             host.cache.release_quarantined(&slot);
             continue;
@@ -243,8 +245,8 @@ fn release_quarantine(host: &Host, plan: &Plan) -> Result<bool> {
         let is_writer = |process: &ProcessInfo| process.id == slot.process && process.alive;
         let may_write = !gone || (slot.link.is_none() && processes.iter().any(is_writer));
         if (may_write && holds(Rule::R4FreshSlot))
-            || is_needed(host, plan, &slot)?
-            || !supersede(host, plan, &slot)?
+            || is_needed(host, &plan, &slot)?
+            || !supersede(host, &plan, &slot)?
         {
             all = false;
             continue;

@@ -20,8 +20,11 @@ impl Server {
         self.count("views", 1);
         let old = self.view.replace(view.clone()).unwrap_or_default();
         let mut effects = Vec::new();
+        let missed = view.epoch.number > old.epoch.number.saturating_add(1);
         match (old.server(self.incarnation), view.server(self.incarnation)) {
             (Some(_), None) if holds(Rule::R6AckIncarnation) => effects.extend(self.begin_new_life()),
+            // A view that never came may have had this life: then it is dropped, and none takes it in again.
+            (None, None) if missed => effects.extend(self.begin_new_life()),
             (None, Some(_)) => self.unregistered = view.nodes.iter().map(|node| node.incarnation).collect(),
             _ => {}
         }

@@ -188,6 +188,30 @@ fn r6_a_server_that_a_view_drops_serves_nothing_of_its_old_life() {
     });
 }
 
+/// The director has dropped the life that was in it, and takes only another in.
+#[test]
+fn r6_a_server_begins_a_new_life_if_a_view_that_it_missed_may_have_had_it() {
+    let mut world = World::new();
+    world.set_view(&[A], &[]);
+    let mut without = |missed: u32| {
+        let known = world.server.report().epoch;
+        let mut view = world.view(&[A], &[]);
+        view.servers.clear();
+        view.epoch.number = known.number + 1 + missed;
+        let before = world.server.incarnation();
+        let report = world.ask_director(ToServer::SetView(view));
+        let Some(FromServer::Report(report)) = report else { panic!("no report: {report:?}") };
+        (before, report.incarnation)
+    };
+    // The life in which it was in a view ends with that.
+    let (first, second) = without(0);
+    assert!(second > first);
+    let (before, after) = without(0);
+    assert_eq!((before, after), (second, second), "it missed none");
+    let (before, after) = without(1);
+    assert!(before == second && after > second);
+}
+
 #[test]
 fn r9_a_tombstone_beats_sealed_copies() {
     assert_teeth(Rule::R9Destroy, || {
