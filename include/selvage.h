@@ -56,6 +56,13 @@
 // Open for reading the version that is current now; never waits for a lock.
 #define SELVAGE_OPEN_READ_ONLY 2
 
+// Open for reading the version that is current now and for changing; never waits for a lock. Changes are
+// collected in the handle; a commit takes the lock for itself and applies them (set, removed, added to, the
+// owner) to the version that is current then, which the handle sees from there on. So requests that change
+// different attributes keep all changes, and all increments count; of two that set one attribute the later
+// commit counts. The same is true of destroy and regenerate.
+#define SELVAGE_OPEN_UNLOCKED 3
+
 // Any bytes.
 #define SELVAGE_TYPE_BYTES 1
 
@@ -94,6 +101,9 @@
 
 // A completion of selvage_session_regenerate_start.
 #define SELVAGE_OPERATION_REGENERATE 5
+
+// A completion of selvage_node_destroy_owner_start.
+#define SELVAGE_OPERATION_DESTROY_OWNER 6
 
 // The commit reached every copy that is configured.
 #define SELVAGE_SHORT_NOT 0
@@ -244,6 +254,8 @@ typedef struct {
     selvage_commit commit;
     // The host of a session for which an open ended ELSEWHERE, empty otherwise.
     selvage_tag elsewhere;
+    // Sessions that a destroy_owner that ended OK has destroyed, zero otherwise.
+    uint64_t count;
 } selvage_completion;
 
 // What selvage_session_describe answers.
@@ -399,13 +411,17 @@ selvage_status selvage_session_create_start(const selvage_node *node,
                                             selvage_completion *now);
 
 // Opens the session that a cookie names: from the node's cache, or from the session servers if its host is
-// dead. mode is SELVAGE_OPEN_EXCLUSIVE or SELVAGE_OPEN_READ_ONLY. Answers OK with *session; MISSING if
-// there is no such session (any more); ELSEWHERE with the other node's tag in *elsewhere, which may be
-// NULL.
+// dead. mode is SELVAGE_OPEN_EXCLUSIVE, SELVAGE_OPEN_READ_ONLY or SELVAGE_OPEN_UNLOCKED. Answers OK with
+// *session; MISSING if there is no such session (any more); ELSEWHERE with the other node's tag in
+// *elsewhere, which may be NULL.
 //
-// Thread rule: any. Blocking: for the lock, a fetch or the join, each bounded. Ownership: *session is the
-// caller's until selvage_session_close. Errors: BUSY, TIMEOUT, NOT_YET, FULL, CORRUPT, INVALID for the
-// mode, FORKED.
+// If regenerate_grace_ms is configured, the id that a session had before selvage_session_regenerate opens
+// for that time, at the same node, what the session was before; read-only whatever mode is asked for (see
+// read_only of selvage_session_describe).
+//
+// Thread rule: any. Blocking: for the lock (exclusive), a fetch or the join, each bounded. Ownership:
+// *session is the caller's until selvage_session_close. Errors: BUSY, TIMEOUT, NOT_YET, FULL, CORRUPT,
+// INVALID for the mode, FORKED.
 selvage_status selvage_session_open(const selvage_node *node,
                                     const selvage_cookie *cookie,
                                     uint32_t mode,
@@ -564,11 +580,15 @@ selvage_status selvage_session_incr(selvage_session *session,
 
 // Makes the changes the session's new version, in the node's cache and in its copies, and writes what it
 // reached. ack is SELVAGE_ACK_ALL, _ONE or _NONE. With fewer servers up it succeeds with fewer copies:
-// read commit->copies. commit may be NULL. The handle stays open.
+// read commit->copies. commit may be NULL. The handle stays open. On an unlocked handle it waits for the
+// session's lock, as opening exclusively does, applies the changes to the version that is current then, and
+// gives the lock back; without changes it waits for nothing.
 //
-// Thread rule: one thread at a time per session. Blocking: for the acks, bounded. Ownership: none. Errors:
-// TOO_LARGE and FULL (nothing was changed, the changes are still there); OWNERSHIP_LOST, LOCK_LOST and
-// GONE (nobody will see the changes); INVALID, READ_ONLY, FORKED, UNDERWAY.
+// Thread rule: one thread at a time per session. Blocking: for the acks, and the lock of an unlocked handle,
+// bounded. Ownership: none. Errors: TOO_LARGE and FULL (nothing was changed, the changes are still there);
+// of an unlocked handle BUSY and TIMEOUT (the same), and WRONG_TYPE if it adds to an attribute that somebody
+// else has made no integer (the same); OWNERSHIP_LOST, LOCK_LOST and GONE (nobody will see the changes);
+// INVALID, READ_ONLY, FORKED, UNDERWAY.
 selvage_status selvage_session_commit(selvage_session *session, uint32_t ack, selvage_commit *commit);
 
 // As selvage_session_commit, without waiting: at once with OK and now->commit, or PENDING and later a
@@ -582,11 +602,12 @@ selvage_status selvage_session_commit_start(selvage_session *session,
                                             selvage_completion *now);
 
 // Ends the session for ever: when it returns OK, every server that ever had a copy has its tombstone or
-// has left the cluster. The handle stays to be closed.
+// has left the cluster. The handle stays to be closed, whatever the answer is.
 //
-// Thread rule: one thread at a time per session. Blocking: for the acks, bounded. Ownership: none. Errors:
-// OWNERSHIP_LOST, LOCK_LOST; TIMEOUT (it is gone here, its tombstones follow in the background);
-// READ_ONLY, FORKED, UNDERWAY, GONE.
+// Thread rule: one thread at a time per session. Blocking: for the acks, and the lock of an unlocked handle,
+// bounded. Ownership: none. Errors: OWNERSHIP_LOST, LOCK_LOST; TIMEOUT (it is gone here, its tombstones
+// follow in the background); of an unlocked handle BUSY and TIMEOUT also if the lock was not to be had
+// (nothing was changed; open it again); READ_ONLY, FORKED, UNDERWAY, GONE.
 selvage_status selvage_session_destroy(selvage_session *session);
 
 // As selvage_session_destroy, without waiting: at once with OK, or PENDING and later a completion.
@@ -599,10 +620,13 @@ selvage_status selvage_session_destroy_start(selvage_session *session,
 
 // Gives the session a new id, for a change of privilege: when it returns OK the copies under the new id
 // and the tombstone of the old one are acked. Uncommitted changes stay uncommitted and go with the new id.
-// The browser needs the new cookie.
+// The browser needs the new cookie. The absolute lifetime goes on: a new id does not renew it.
 //
-// Thread rule: one thread at a time per session. Blocking: for the acks, bounded. Ownership: none. Errors:
-// as selvage_session_commit; the session then still has its old id.
+// Thread rule: one thread at a time per session. Blocking: for the acks, and the lock of an unlocked handle,
+// bounded. Ownership: none. Errors: as selvage_session_commit. The session then has its old id, or already
+// its new one, while the tombstone of the old one follows in the background (TIMEOUT, OWNERSHIP_LOST,
+// LOCK_LOST): needs_cookie of selvage_session_describe says so, and the browser needs the new cookie with
+// the error, too.
 selvage_status selvage_session_regenerate(selvage_session *session);
 
 // As selvage_session_regenerate, without waiting: at once with OK, or PENDING and later a completion.
@@ -610,6 +634,33 @@ selvage_status selvage_session_regenerate(selvage_session *session);
 // Thread rule: one thread at a time per session. Blocking: never. Ownership: the handle stays the
 // caller's. Errors: as selvage_session_regenerate; they leave *now untouched.
 selvage_status selvage_session_regenerate_start(selvage_session *session,
+                                                void *user_data,
+                                                selvage_completion *now);
+
+// Destroys every session of an owner, at whatever node it is ("log me out everywhere"): each that had this
+// owner by a commit that returned before this call. When it returns OK they are gone for ever, whatever dies
+// afterwards, and *count says how many there were, as far as the nodes could tell; count may be NULL. A
+// session that the caller itself has open for changes must be destroyed or closed before: this call waits
+// for the lock of each session. Requests to sessions of the owner that are created or changed meanwhile are
+// not waited for.
+//
+// Thread rule: any. Blocking: for the director, all nodes and, if a node has just died, the adoption of its
+// sessions, at most the configuration's wait_ms. Ownership: none. Errors: INVALID (the owner is empty or not
+// UTF-8), TOO_LARGE for the owner; NOT_YET (some sessions may be left; the text says where; call again);
+// UNREACHABLE, TIMEOUT (no director); FORKED.
+selvage_status selvage_node_destroy_owner(const selvage_node *node,
+                                          const char *owner,
+                                          size_t owner_len,
+                                          uint64_t *count);
+
+// As selvage_node_destroy_owner, without waiting: always PENDING and later a completion, whose count says
+// how many sessions there were.
+//
+// Thread rule: any. Blocking: never. Ownership: keeps nothing of the arguments. Errors: FORKED at once;
+// others in the completion. *now is left untouched.
+selvage_status selvage_node_destroy_owner_start(const selvage_node *node,
+                                                const char *owner,
+                                                size_t owner_len,
                                                 void *user_data,
                                                 selvage_completion *now);
 

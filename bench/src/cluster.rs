@@ -6,9 +6,8 @@ use selvage_fabric::ident::Cookie;
 use selvage_fabric::node::{Ack, AttachOptions, Node, OpenMode, Opened, Session};
 use selvage_tests::admin::AdminView;
 use selvage_tests::cluster::{Cluster, Options};
-use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product, workspace_root};
+use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product, cargo, workspace_root};
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 
@@ -65,9 +64,8 @@ pub fn product_for_tests() -> Result<Product> {
         return product();
     }
     let root = workspace_root();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let build = ["build", "--release", "-p", "selvage-session-server", "-p", "selvage-director"];
-    let built = Command::new(cargo).args(build).current_dir(root).status().context("cannot start cargo")?;
+    let built = cargo().args(build).status().context("cannot start cargo")?;
     ensure!(built.success(), "the session server and the director cannot be built");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
     Ok(Product { dir: target.join("release"), daemons: None })

@@ -1,9 +1,15 @@
-//! The admin API, on its own port: the view, drain and undrain, metrics. Errors are JSON: `{"error": "..."}`.
+//! The admin API, on its own port: the view, states and weights of nodes, sessions, metrics. Errors are JSON:
+//! `{"error": "..."}`.
 
-use crate::cluster::DrainOutcome;
+mod sessions;
+
+use crate::cluster::status::Status;
+use crate::cluster::{DrainOutcome, Out};
 use crate::driver::Handle;
 use crate::limits;
 use crate::metrics::Metrics;
+use crate::reload::{Changes, Pending};
+use crate::weights::Weights;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -13,16 +19,27 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use selvage_fabric::config::Config;
+use selvage_fabric::error::Result;
+use selvage_fabric::limits::NODE_WEIGHT_MAX;
 use serde_json::json;
 use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// Connections to the admin API at once.
 const CONNECTIONS_MAX: usize = 256;
+
+/// What an operator asks of the daemon.
+#[derive(Debug)]
+pub enum Ask {
+    /// What a reload would change.
+    Changes(oneshot::Sender<Result<Changes>>),
+    /// Read the configuration again.
+    Reload(oneshot::Sender<Result<Changes>>),
+}
 
 /// What the admin API needs.
 #[derive(Debug)]
@@ -33,7 +50,14 @@ pub struct Admin {
     pub handle: Handle,
     /// Counters.
     pub metrics: Arc<Metrics>,
+    /// Shares of new sessions.
+    pub weights: Arc<Weights>,
+    /// The way to the daemon.
+    pub asks: mpsc::Sender<Ask>,
 }
+
+/// What can be done to a node.
+const CHANGES: [&str; 5] = ["ready", "drain", "undrain", "maintenance", "weight"];
 
 type Answer = Response<Full<Bytes>>;
 
@@ -61,7 +85,7 @@ impl Admin {
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(limits::HEAD_WAIT)
+                .header_read_timeout(limits::ADMIN_HEAD_WAIT)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
@@ -74,23 +98,30 @@ impl Admin {
 
     async fn serve(&self, request: &Request<Incoming>) -> Answer {
         let parts: Vec<&str> = request.uri().path().trim_matches('/').split('/').collect();
+        if let Some(answer) = self.sessions(&parts, request).await {
+            return answer;
+        }
         let (allowed, answer) = match (parts.as_slice(), request.method()) {
             (["healthz"], &Method::GET) => return text("text/plain", "ok\n".to_owned()),
             (["metrics"], &Method::GET) => return self.metrics_page().await,
             (["admin", "view"], &Method::GET) => return self.view().await,
-            (["admin", "nodes", name, what @ ("drain" | "undrain")], &Method::POST) => {
-                if request.headers().contains_key(ORIGIN) {
-                    // A foreign page in the operator's browser could send this.
-                    return error(StatusCode::FORBIDDEN, "requests of web pages are not taken here");
+            (["admin", "reload"], &Method::GET) => return self.reload(Ask::Changes).await,
+            (["admin", "reload"], &Method::POST) if is_of_page(request) => return of_page(),
+            (["admin", "reload"], &Method::POST) => return self.reload(Ask::Reload).await,
+            (["admin", "nodes", name, what], &Method::POST) if CHANGES.contains(what) => {
+                if is_of_page(request) {
+                    return of_page();
                 }
-                return self.node(name, what).await;
+                return self.node(name, what, request.uri().query()).await;
             }
             (["healthz"] | ["metrics"] | ["admin", "view"], _) => ("GET", StatusCode::METHOD_NOT_ALLOWED),
-            (["admin", "nodes", _, "drain" | "undrain"], _) => ("POST", StatusCode::METHOD_NOT_ALLOWED),
+            (["admin", "nodes", _, what], _) if CHANGES.contains(what) => {
+                ("POST", StatusCode::METHOD_NOT_ALLOWED)
+            }
             _ => {
                 return error(
                     StatusCode::NOT_FOUND,
-                    "no such page; there are /admin/view, /metrics and /healthz",
+                    "no such page; there are /admin/view, .../sessions, .../reload, /metrics and /healthz",
                 );
             }
         };
@@ -99,8 +130,30 @@ impl Admin {
         answer
     }
 
+    async fn status(&self) -> Option<Status> {
+        let mut status = self.handle.status().await?;
+        for node in &mut status.nodes {
+            node.weight = self.weights.of(&node.name);
+        }
+        Some(status)
+    }
+
+    /// The configuration file, read again or only looked at.
+    async fn reload(&self, ask: impl FnOnce(oneshot::Sender<Result<Changes>>) -> Ask) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        if self.asks.send(ask(answer)).await.is_err() {
+            return stopping();
+        }
+        let file = self.config.path.clone();
+        match answered.await.map(|found| found.map(|changes| json!(Pending { file, changes }))) {
+            Ok(Ok(changes)) => self::answer(StatusCode::OK, &changes),
+            Ok(Err(why)) => error(StatusCode::CONFLICT, &why.to_string()),
+            Err(_) => stopping(),
+        }
+    }
+
     async fn view(&self) -> Answer {
-        let Some(status) = self.handle.status().await else { return stopping() };
+        let Some(status) = self.status().await else { return stopping() };
         match serde_json::to_string_pretty(&status) {
             Ok(page) => text("application/json", page + "\n"),
             Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, &why.to_string()),
@@ -108,34 +161,73 @@ impl Admin {
     }
 
     async fn metrics_page(&self) -> Answer {
-        let Some(status) = self.handle.status().await else { return stopping() };
-        match self.metrics.page(&status) {
+        let Some(status) = self.status().await else { return stopping() };
+        match self.metrics.page(status) {
             Ok(page) => text("application/openmetrics-text; version=1.0.0; charset=utf-8", page),
             Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, &why.to_string()),
         }
     }
 
-    async fn node(&self, name: &str, what: &str) -> Answer {
+    async fn node(&self, name: &str, what: &str, query: Option<&str>) -> Answer {
         if self.config.node(name).is_none() {
             return error(StatusCode::NOT_FOUND, &format!("no node \"{name}\" is configured"));
         }
-        if what == "undrain" {
-            return match self.handle.undrain(name).await {
-                true => answer(StatusCode::OK, &json!({ "node": name, "result": "undrained" })),
-                false => stopping(),
-            };
-        }
-        match self.handle.drain(name).await {
+        let how = match what {
+            "weight" => return self.weigh(name, query),
+            "ready" | "undrain" => {
+                let result = if what == "ready" { "ready" } else { "undrained" };
+                return match self.handle.undrain(name).await {
+                    true => answer(StatusCode::OK, &json!({ "node": name, "result": result })),
+                    false => stopping(),
+                };
+            }
+            "maintenance" => Out::Maintenance,
+            _ => Out::Drained,
+        };
+        let result = if how == Out::Drained { "drained" } else { "in maintenance" };
+        match self.handle.drain(name, how).await {
             None => stopping(),
             Some(DrainOutcome::HandedOver) => {
-                answer(StatusCode::OK, &json!({ "node": name, "result": "drained" }))
+                answer(StatusCode::OK, &json!({ "node": name, "result": result }))
             }
             Some(DrainOutcome::Adopting) => {
-                answer(StatusCode::ACCEPTED, &json!({ "node": name, "result": "drained, adoption goes on" }))
+                let result = format!("{result}, adoption goes on");
+                answer(StatusCode::ACCEPTED, &json!({ "node": name, "result": result }))
             }
             Some(DrainOutcome::Refused(why)) => error(StatusCode::CONFLICT, &why),
         }
     }
+
+    /// `?weight=NUMBER`, or `?weight=default` for what is configured.
+    fn weigh(&self, name: &str, query: Option<&str>) -> Answer {
+        let told = query.and_then(|query| query.strip_prefix("weight="));
+        let number = told.and_then(|told| told.parse::<u32>().ok()).filter(|told| *told <= NODE_WEIGHT_MAX);
+        let weight = match told {
+            Some("default") => None,
+            _ if number.is_some() => number,
+            _ => {
+                let why = format!("say ?weight=0 to ?weight={NODE_WEIGHT_MAX}, or ?weight=default");
+                return error(StatusCode::BAD_REQUEST, &why);
+            }
+        };
+        match self.weights.set(name, weight) {
+            Ok(()) => {
+                let weight = self.weights.of(name);
+                let result = format!("weight {weight}");
+                answer(StatusCode::OK, &json!({ "node": name, "weight": weight, "result": result }))
+            }
+            Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, &why.to_string()),
+        }
+    }
+}
+
+/// Whether a page in the operator's browser, which may be foreign, has sent this.
+fn is_of_page(request: &Request<Incoming>) -> bool {
+    request.headers().contains_key(ORIGIN)
+}
+
+fn of_page() -> Answer {
+    error(StatusCode::FORBIDDEN, "requests of web pages are not taken here")
 }
 
 fn stopping() -> Answer {

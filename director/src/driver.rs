@@ -3,12 +3,14 @@
 //! One task owns the machine. Connections, the proxy and the admin API talk to it through [`Handle`]. What is
 //! queued is handled before deadlines are looked at, so that a heartbeat that has arrived always counts.
 
+use crate::cluster::doom::DoomOutcome;
+use crate::cluster::errands::ErrandAnswer;
 use crate::cluster::status::Status;
-use crate::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Settings, Ticket};
+use crate::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Out, Settings, Ticket};
 use crate::limits;
 use crate::place::Memory;
 use crate::proxy::routes::Routes;
-use selvage_fabric::control::message::{FromDirector, ToServer};
+use selvage_fabric::control::message::{Doomed, Errand, FromDirector, ToServer};
 use selvage_fabric::ident::Incarnation;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +28,17 @@ enum Input {
     OpenNode { link: Link, outbox: mpsc::Sender<FromDirector>, event: Event },
     OpenServer { link: Link, outbox: mpsc::Sender<ToServer>, event: Event },
     Status(oneshot::Sender<Status>),
-    Drain { name: String, answer: oneshot::Sender<DrainOutcome> },
+    Drain { name: String, how: Out, answer: oneshot::Sender<DrainOutcome> },
+    Ask { node: String, errand: Errand, within: Duration, answer: oneshot::Sender<ErrandAnswer> },
+    Doom { doomed: Doomed, within: Duration, answer: oneshot::Sender<DoomOutcome> },
+}
+
+/// Somebody who waits for an answer of the state machine.
+#[derive(Debug)]
+enum Waiter {
+    Drain(oneshot::Sender<DrainOutcome>),
+    Errand(oneshot::Sender<ErrandAnswer>),
+    Doom(oneshot::Sender<DoomOutcome>),
 }
 
 /// The way to the driver, for connections and the admin API.
@@ -81,10 +93,25 @@ impl Handle {
         status.await.ok()
     }
 
-    /// Drains a node and waits for the hand-over; `None` when the director stops.
-    pub async fn drain(&self, name: &str) -> Option<DrainOutcome> {
+    /// Drains a node, for good or for maintenance, and waits for the hand-over; `None` when the director
+    /// stops.
+    pub async fn drain(&self, name: &str, how: Out) -> Option<DrainOutcome> {
         let (answer, outcome) = oneshot::channel();
-        self.inputs.send(Input::Drain { name: name.to_owned(), answer }).await.ok()?;
+        self.inputs.send(Input::Drain { name: name.to_owned(), how, answer }).await.ok()?;
+        outcome.await.ok()
+    }
+
+    /// Asks something of a node; `None` when the director stops.
+    pub async fn ask(&self, node: &str, errand: Errand, within: Duration) -> Option<ErrandAnswer> {
+        let (answer, outcome) = oneshot::channel();
+        self.inputs.send(Input::Ask { node: node.to_owned(), errand, within, answer }).await.ok()?;
+        outcome.await.ok()
+    }
+
+    /// Destroys sessions, wherever they are; `None` when the director stops.
+    pub async fn doom(&self, doomed: Doomed, within: Duration) -> Option<DoomOutcome> {
+        let (answer, outcome) = oneshot::channel();
+        self.inputs.send(Input::Doom { doomed, within, answer }).await.ok()?;
         outcome.await.ok()
     }
 
@@ -105,7 +132,7 @@ pub struct Driver {
     routes: Arc<Routes>,
     nodes: HashMap<Link, mpsc::Sender<FromDirector>>,
     servers: HashMap<Link, mpsc::Sender<ToServer>>,
-    tickets: HashMap<Ticket, oneshot::Sender<DrainOutcome>>,
+    waiters: HashMap<Ticket, Waiter>,
     ticket_next: u64,
     /// What is kept for the next director.
     memory: Memory,
@@ -126,7 +153,7 @@ impl Driver {
             routes,
             nodes: HashMap::new(),
             servers: HashMap::new(),
-            tickets: HashMap::new(),
+            waiters: HashMap::new(),
             ticket_next: 0,
             memory,
         };
@@ -174,13 +201,29 @@ impl Driver {
                 // Nobody waits any more if this fails.
                 let _ = answer.send(self.cluster.status());
             }
-            Input::Drain { name, answer } => {
-                let ticket = Ticket(self.ticket_next);
-                self.ticket_next += 1;
-                self.tickets.insert(ticket, answer);
-                self.step(Event::Drain { name, ticket });
+            Input::Drain { name, how, answer } => {
+                let ticket = self.wait(Waiter::Drain(answer));
+                self.step(match how {
+                    Out::Maintenance => Event::Maintain { name, ticket },
+                    Out::Drained | Out::Failing => Event::Drain { name, ticket },
+                });
+            }
+            Input::Ask { node, errand, within, answer } => {
+                let ticket = self.wait(Waiter::Errand(answer));
+                self.step(Event::Ask { node, errand, ticket, within });
+            }
+            Input::Doom { doomed, within, answer } => {
+                let ticket = self.wait(Waiter::Doom(answer));
+                self.step(Event::Doom { doomed, ticket, within });
             }
         }
+    }
+
+    fn wait(&mut self, waiter: Waiter) -> Ticket {
+        let ticket = Ticket(self.ticket_next);
+        self.ticket_next += 1;
+        self.waiters.insert(ticket, waiter);
+        ticket
     }
 
     fn step(&mut self, event: Event) {
@@ -220,7 +263,17 @@ impl Driver {
                 });
             }
             Effect::Answer { ticket, outcome } => {
-                if let Some(answer) = self.tickets.remove(&ticket) {
+                if let Some(Waiter::Drain(answer)) = self.waiters.remove(&ticket) {
+                    let _ = answer.send(outcome);
+                }
+            }
+            Effect::ErrandAnswer { ticket, answer: outcome } => {
+                if let Some(Waiter::Errand(answer)) = self.waiters.remove(&ticket) {
+                    let _ = answer.send(outcome);
+                }
+            }
+            Effect::DoomAnswer { ticket, outcome } => {
+                if let Some(Waiter::Doom(answer)) = self.waiters.remove(&ticket) {
                     let _ = answer.send(outcome);
                 }
             }

@@ -1,16 +1,18 @@
 //! Listening sockets that somebody else holds for the director: the service manager, by systemd's protocol
-//! (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`).
+//! (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`), or the director before this one ([`crate::handover`]).
 //!
 //! Such a socket outlives the director, so while it restarts, connections wait in the kernel's queue instead
 //! of being refused. A socket is taken by its name if that is a key of `[director]`, else by its address.
 
 use listenfd::ListenFd;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use tracing::info;
 
 /// The keys of `[director]` whose sockets can be held, which are also their names.
-const KEYS: [&str; 3] = ["listen", "admin_listen", "control"];
+const KEYS: [&str; 4] = ["listen", "admin_listen", "control", "tls_listen"];
 /// Names of the sockets, in their order, separated by colons.
 const NAMES: &str = "LISTEN_FDNAMES";
 
@@ -18,6 +20,20 @@ const NAMES: &str = "LISTEN_FDNAMES";
 #[derive(Debug, Default)]
 pub struct Inherited {
     sockets: Vec<Socket>,
+    /// Another director handed over: what it has beside these.
+    pub control: Option<UnixListener>,
+    /// See [`control`](Self::control).
+    pub lock: Option<File>,
+    is_handed_over: bool,
+}
+
+/// A socket that was claimed.
+#[derive(Debug)]
+pub struct Claimed {
+    /// It listens.
+    pub listener: TcpListener,
+    /// The service manager has it by the key's name.
+    pub is_named: bool,
 }
 
 #[derive(Debug)]
@@ -53,17 +69,36 @@ impl Inherited {
             })?;
             sockets.push(Socket { name, address, listener });
         }
-        Ok(Self { sockets })
+        Ok(Self { sockets, ..Self::default() })
+    }
+
+    /// From another director; nothing yet.
+    pub fn handed_over() -> Self {
+        Self { is_handed_over: true, ..Self::default() }
+    }
+
+    /// One socket more, with the name that the service manager gave it.
+    ///
+    /// # Errors
+    /// `Os` if it is no TCP socket.
+    pub fn add(&mut self, name: String, listener: TcpListener) -> Result<()> {
+        let address = listener
+            .local_addr()
+            .map_err(|error| Error::os(Origin::Director, "what was handed over is no TCP socket", error))?;
+        self.sockets.push(Socket { name, address, listener });
+        Ok(())
     }
 
     /// The socket for a key of `[director]` that is to listen on `address`, if one was passed.
-    pub fn claim(&mut self, key: &str, address: SocketAddr) -> Option<TcpListener> {
+    pub fn claim(&mut self, key: &str, address: SocketAddr) -> Option<Claimed> {
         let named = |socket: &Socket| socket.name == key;
         let there = |socket: &Socket| !KEYS.contains(&&*socket.name) && socket.address == address;
         let at = self.sockets.iter().position(named).or_else(|| self.sockets.iter().position(there))?;
         let socket = self.sockets.swap_remove(at);
-        info!("`{key}`: listening on {}, whose socket is held by the service manager", socket.address);
-        Some(socket.listener)
+        if !self.is_handed_over {
+            info!("`{key}`: listening on {}, whose socket is held by the service manager", socket.address);
+        }
+        Some(Claimed { listener: socket.listener, is_named: socket.name == key })
     }
 
     /// To be called when all have been claimed.
@@ -72,10 +107,15 @@ impl Inherited {
     /// `Invalid` for a socket that is nobody's: connections to it would wait for ever.
     pub fn none_is_left(&self) -> Result<()> {
         let Some(Socket { name, address, .. }) = self.sockets.first() else { return Ok(()) };
+        if self.is_handed_over {
+            // By its configuration the director before this one listened there, and by ours we do not.
+            info!("nobody listens on {address} any more");
+            return Ok(());
+        }
         let context = format!(
             "the service manager passes a socket on {address} (\"{name}\") which is none of the addresses in \
              [director]: correct one of the two, or name the socket in its unit: FileDescriptorName=listen, \
-             admin_listen or control"
+             admin_listen, control or tls_listen"
         );
         Err(Error::new(ErrorKind::Invalid, Origin::Director, context))
     }
@@ -95,7 +135,7 @@ mod tests {
             })
             .collect();
         let addresses = sockets.iter().map(|socket| socket.address).collect();
-        (Inherited { sockets }, addresses)
+        (Inherited { sockets, ..Inherited::default() }, addresses)
     }
 
     #[test]
@@ -103,7 +143,7 @@ mod tests {
         let (mut inherited, addresses) = passed(&["selvage.socket", "listen", ""]);
         let elsewhere = "127.0.0.1:1".parse().unwrap();
         let claimed = |inherited: &mut Inherited, key: &str, address| {
-            inherited.claim(key, address).map(|listener| listener.local_addr().unwrap())
+            inherited.claim(key, address).map(|claimed| claimed.listener.local_addr().unwrap())
         };
         assert_eq!(claimed(&mut inherited, "listen", elsewhere), Some(addresses[1]));
         assert_eq!(claimed(&mut inherited, "admin_listen", addresses[2]), Some(addresses[2]));

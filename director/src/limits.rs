@@ -63,14 +63,25 @@ pub const KEEPALIVE_PAUSE: Duration = Duration::from_secs(1);
 /// whatever the view says.
 pub const UPSTREAM_VANISHED: Duration = Duration::from_secs(10);
 
+/// Errands of operators and applications to nodes that are under way or wait, all together.
+pub const TRIPS_MAX: usize = 1024;
+/// Requests to destroy sessions wherever they are that are under way at once.
+pub const DOOMS_MAX: usize = 64;
+/// Longest part of an errand's time that is kept for its answer's way.
+pub const ERRAND_WAY: Duration = Duration::from_millis(250);
+/// Longest time that an operator's request to nodes may be given.
+pub const REQUEST_WAIT_MAX: Duration = Duration::from_secs(60);
+/// Time that an operator's request to nodes gets if none is said.
+pub const REQUEST_WAIT: Duration = Duration::from_secs(30);
+/// Connections of the applications of one node at once, beside its stewards'.
+pub const APPLICATIONS_PER_NODE: usize = 32;
+
 /// Longest message from a node, bytes.
 pub const NODE_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Longest message from a server, bytes.
 pub const SERVER_MESSAGE_BYTES_MAX: usize = 32 << 20;
-/// Counters that a peer may report, and the longest name of one.
+/// Numbers of one kind that a peer may report.
 pub const COUNTERS_MAX: usize = 256;
-/// Longest name of a reported counter, bytes.
-pub const COUNTER_NAME_BYTES_MAX: usize = 64;
 /// Longest text about a link or a device that a peer may report, characters; what is longer is cut.
 pub const DETAIL_CHARS_MAX: usize = 256;
 /// Leases that a server may report.
@@ -87,14 +98,31 @@ pub const STRANGER_PAUSE: Duration = Duration::from_millis(500);
 /// Pause after a connection to a server broke.
 pub const LOOK_AGAIN_PAUSE: Duration = Duration::from_millis(2);
 
-/// Longest time to connect to a node; no longer than a request may be held.
+/// Longest time to connect to a node before there is a configuration.
 pub const CONNECT_WAIT: Duration = Duration::from_secs(1);
-/// Longest wait for the head of a node's response.
-pub const RESPONSE_WAIT: Duration = Duration::from_secs(300);
-/// Longest wait for a client's request head.
-pub const HEAD_WAIT: Duration = Duration::from_secs(30);
-/// Longest wait for a request body that shall be kept for re-sending.
-pub const BODY_WAIT: Duration = Duration::from_secs(30);
+/// Longest wait for the head of an operator's request.
+pub const ADMIN_HEAD_WAIT: Duration = Duration::from_secs(30);
+/// More header lines than `headers_max` can allow: hyper's own bound, behind the one of the framing check.
+pub const HEADERS_CEILING: usize = 1_001;
+/// Longest method of a request, bytes.
+pub const METHOD_BYTES_MAX: usize = 32;
+/// Empty lines that may come before a request.
+pub const EMPTY_LINES_MAX: usize = 4;
+/// Digits of a length or a chunk's size: fewer than overflow anybody's number.
+pub const LENGTH_DIGITS_MAX: usize = 15;
+/// Longest line with a chunk's size, bytes.
+pub const CHUNK_LINE_BYTES_MAX: usize = 256;
+/// Most bytes of the chunk extensions of one body.
+pub const EXTENSION_BYTES_MAX: usize = 16 << 10;
+/// Longest trailer section, bytes.
+pub const TRAILER_BYTES_MAX: usize = 16 << 10;
+/// Most bytes that are held behind a request for another protocol until it is answered.
+pub const UPGRADE_HELD_BYTES: usize = 16 << 10;
+/// A node that was told `Expect: 100-continue` and says nothing for so long gets the body all the same.
+pub const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+/// Part of the hold after which tunnels of a node that hands its sessions over are cut; a drain gives up
+/// after half of it.
+pub const TUNNEL_HOLD_SHARE: u32 = 4;
 /// Idle connections to a node are closed after this time: before the node does it, so that no request meets
 /// the close.
 pub const POOL_IDLE: Duration = Duration::from_secs(20);
@@ -111,6 +139,8 @@ pub const LINGER_SILENCE: Duration = Duration::from_secs(5);
 /// Connections without a request stay open for so long after SIGTERM: what was on its way is answered, with
 /// the word that the connection is closed.
 pub const IDLE_WAIT: Duration = Duration::from_millis(250);
+/// Pause between two looks whether the last request has ended.
+pub const IDLE_LOOK: Duration = Duration::from_millis(20);
 /// Requests under way get this long to end after that.
 pub const STOP_WAIT: Duration = Duration::from_secs(5);
 /// Requests that still wait for a node then are answered 503, and get this long for that.
@@ -122,7 +152,51 @@ pub const BACKLOG: i32 = 4096;
 pub const CONNECTIONS_PER_REQUEST: usize = 2;
 /// Pause after the kernel refused an accepted connection (no more descriptors).
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// Longest time of a browser's TLS handshake.
+pub const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
+/// A browser's connection that has sent no request yet stays open for so long after the director began to
+/// end: its handshake may just be over.
+pub const FIRST_WAIT: Duration = Duration::from_secs(2);
+/// Requests of one HTTP/2 connection at once.
+pub const STREAMS_MAX: u32 = 128;
+/// Bytes of one request's body that may be under way before the node has taken any.
+pub const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// The same for all requests of a connection.
+pub const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// Largest frame.
+pub const FRAME_BYTES_MAX: u32 = 16 << 10;
+/// Bytes of one answer that may wait for the browser to take them.
+pub const SEND_BUFFER_BYTES: usize = 256 << 10;
+/// Streams that a browser has reset before they were looked at.
+pub const RESETS_PENDING_MAX: usize = 32;
+/// Streams that were reset for the browser's errors.
+pub const RESETS_LOCAL_MAX: usize = 128;
+/// Pause between two probes of a silent HTTP/2 connection.
+pub const PING_PAUSE: Duration = Duration::from_secs(20);
+/// Longest wait for the answer to a probe.
+pub const PING_WAIT: Duration = Duration::from_secs(10);
+/// Connections without a request stay open for so long after another director took over: nobody waits for
+/// this one's end.
+pub const HANDOVER_IDLE_WAIT: Duration = Duration::from_secs(5);
+/// Requests under way get this long to end after another director took over.
+pub const HANDOVER_WAIT: Duration = Duration::from_secs(600);
+/// Longest time for a new director to say that it could take over.
+pub const PREPARE_WAIT: Duration = Duration::from_secs(15);
+/// Longest time from then on until it serves, beside that for finding out what the cluster is.
+pub const TAKE_OVER_WAIT: Duration = Duration::from_secs(10);
+/// Requests of operators that may wait for the daemon.
+pub const ASKS_MAX: usize = 16;
+/// Time for an answer of the admin API to go out before the control side ends.
+pub const ANSWER_WAIT: Duration = Duration::from_millis(100);
+/// Lines of the access log that may wait to be written; more are lost, and counted.
+pub const LOG_LINES_MAX: usize = 32 << 10;
+/// Bytes of the access log that are written at once.
+pub const LOG_BUFFER_BYTES: usize = 64 << 10;
+/// Longest text of a request in the access log, bytes: a longer one is cut.
+pub const LOG_TEXT_BYTES_MAX: usize = 4096;
 
+const _: () = assert!(STREAM_WINDOW_BYTES <= CONNECTION_WINDOW_BYTES);
+const _: () = assert!(RESETS_PENDING_MAX < STREAMS_MAX as usize);
 const _: () = assert!(VIEW_WORK_FACTOR < VIEW_BEHIND_FACTOR);
 const _: () = assert!(EVIDENCE_FACTOR < VIEW_BEHIND_FACTOR);
 const _: () = assert!(BEATS_OPEN_MAX > 1 && BEATS_OPEN_MAX < 4);
@@ -132,3 +206,5 @@ const _: () = assert!(VANISHED_FACTOR > EVIDENCE_FACTOR);
 const _: () = assert!(CONNECTIONS_PER_NODE * 2 < selvage_fabric::limits::CONNECTIONS_MAX);
 const _: () = assert!(HELLO_BYTES_MAX < NODE_MESSAGE_BYTES_MAX);
 const _: () = assert!(REFUSED_PAUSE.as_millis() < CONNECT_WAIT.as_millis());
+const _: () = assert!(TUNNEL_HOLD_SHARE > 2);
+const _: () = assert!(CHUNK_LINE_BYTES_MAX < EXTENSION_BYTES_MAX);

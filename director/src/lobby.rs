@@ -36,9 +36,12 @@ pub struct Guest {
     crowded_out: CancellationToken,
 }
 
-/// How many connections each node has, so that no one can take all that there are.
-#[derive(Debug, Default)]
-pub struct Crowds(Mutex<HashMap<String, usize>>);
+/// How many connections of one sort each node has, so that no one can take all that there are.
+#[derive(Debug)]
+pub struct Crowds {
+    most: usize,
+    counts: Mutex<HashMap<String, usize>>,
+}
 
 /// One of a node's connections; given up when dropped.
 #[derive(Debug)]
@@ -92,14 +95,19 @@ impl Drop for Guest {
 }
 
 impl Crowds {
+    /// At most so many of each node.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, counts: Mutex::default() })
+    }
+
     /// One more connection of this node.
     ///
     /// # Errors
     /// `Busy` if it has too many.
     pub fn join(self: &Arc<Self>, name: &str) -> Result<InCrowd> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(name.to_owned()).or_default();
-        if *count >= limits::CONNECTIONS_PER_NODE {
+        if *count >= self.most {
             let what = format!("node {name} has {count} connections already");
             return Err(Error::new(ErrorKind::Busy, Origin::Control, what));
         }
@@ -110,7 +118,7 @@ impl Crowds {
 
 impl Drop for InCrowd {
     fn drop(&mut self) {
-        let mut counts = self.crowds.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.crowds.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.name) {
             *count = count.saturating_sub(1);
         }
@@ -168,7 +176,7 @@ mod tests {
 
     #[test]
     fn one_node_cannot_take_all_connections() {
-        let crowds = Arc::new(Crowds::default());
+        let crowds = Crowds::new(limits::CONNECTIONS_PER_NODE);
         let all: Vec<InCrowd> =
             (0..limits::CONNECTIONS_PER_NODE).map(|_| crowds.join("n1").unwrap()).collect();
         assert_eq!(crowds.join("n1").unwrap_err().kind, ErrorKind::Busy);

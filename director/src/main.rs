@@ -2,13 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use clap::Parser;
-use selvage_director::daemon;
+use clap::{CommandFactory, Parser};
+use selvage_director::{daemon, manual};
 use selvage_fabric::config::Config;
-use std::io::IsTerminal;
+use selvage_fabric::log;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 /// The director of a Selvage cluster: routes browsers to the web nodes that host their sessions.
 #[derive(Parser)]
@@ -17,18 +16,22 @@ struct Arguments {
     /// The configuration file; else SELVAGE_CONFIG, else /etc/selvage/selvage.toml.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// For directors that start another to take over from them.
+    #[arg(long, hide = true)]
+    take_over: bool,
+    /// How the log looks: text or json [default: $SELVAGE_LOG_FORMAT, else text].
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<log::Format>,
 }
 
 fn main() -> ExitCode {
+    if let Some(written) = manual::asked_for(Arguments::command(), "8") {
+        return written;
+    }
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("SELVAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    log::begin(arguments.log_format);
     let path = Config::resolve_path(arguments.config.as_deref());
-    match Config::load(&path).and_then(daemon::run) {
+    match daemon::run(&path, arguments.take_over) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("selvage-director: {error}");

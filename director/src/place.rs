@@ -1,7 +1,8 @@
 //! The director's place on the host: the run folder with the nodes' folders, the lock, the sockets. Every
 //! failure is one line that says what is wrong and what to do.
 
-use crate::inherited::Inherited;
+use crate::cluster::Out;
+use crate::inherited::{Claimed, Inherited};
 use crate::limits;
 use rustix::fs::{FlockOperation, flock};
 use selvage_fabric::config::{Config, Node};
@@ -16,33 +17,72 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tracing::warn;
 
-/// What a running director holds. Dropping it removes the socket and frees the lock.
+/// What a running director holds. Dropping it frees the lock, unless another director has it, too, and
+/// removes the socket if it is this one's.
 #[derive(Debug)]
 pub struct Place {
     socket: PathBuf,
     /// Held for its lock.
-    _lock: File,
+    lock: File,
+    /// No other director listens on the socket, nor can one take it back.
+    is_own: bool,
 }
 
-/// What a director begins with.
+/// Where a director listens.
 #[derive(Debug)]
-pub struct Start {
+pub struct Sockets {
     /// Where stewards connect.
     pub control: UnixListener,
     /// Where stewards of other hosts connect, if they may.
-    pub remote: Option<TcpListener>,
+    pub remote: Option<Claimed>,
     /// Where browsers connect.
-    pub browsers: TcpListener,
+    pub browsers: Claimed,
+    /// Where browsers connect with TLS, if they may.
+    pub tls: Option<Claimed>,
     /// Where operators connect.
-    pub admin: TcpListener,
+    pub admin: Claimed,
+}
+
+/// What a director, or its control side, begins with.
+#[derive(Debug)]
+pub struct Start {
     /// What is kept for the next director.
     pub memory: Memory,
-    /// Nodes that were drained when the last director here ended.
-    pub drained: Vec<String>,
+    /// Nodes that were kept out when the last director here ended, and why.
+    pub drained: Vec<(String, Out)>,
     /// The last view of the last director here.
     pub kept: Option<View>,
     /// The least term of this director.
     pub term_min: u32,
+}
+
+impl Sockets {
+    /// The TCP sockets, each with the name by which the service manager has it.
+    pub fn tcp(&self) -> impl Iterator<Item = (Option<&'static str>, &TcpListener)> {
+        let all = [
+            ("listen", Some(&self.browsers)),
+            ("tls_listen", self.tls.as_ref()),
+            ("admin_listen", Some(&self.admin)),
+            ("control", self.remote.as_ref()),
+        ];
+        all.into_iter().filter_map(|(key, socket)| {
+            let socket = socket?;
+            Some((socket.is_named.then_some(key), &socket.listener))
+        })
+    }
+}
+
+impl Start {
+    /// What the last control side here has left.
+    ///
+    /// # Errors
+    /// `Os` if the term cannot be kept.
+    pub fn read(config: &Config) -> Result<Self> {
+        let term_min = next_term(&config.cluster.run_dir.join("director.term"))?;
+        let memory = Memory::of(config);
+        let (drained, kept) = (memory.drained(), memory.view());
+        Ok(Self { memory, drained, kept, term_min })
+    }
 }
 
 /// What a director keeps in its run folder for the next one.
@@ -58,12 +98,12 @@ impl Memory {
         Self { drained: run_dir.join("director.drained"), view: run_dir.join("director.view") }
     }
 
-    /// Keeps the names of drained nodes, one per line.
+    /// Keeps which nodes the operator keeps out, one per line: the name, and why.
     ///
     /// # Errors
     /// `Os`.
-    pub fn keep_drained(&self, names: &[String]) -> Result<()> {
-        let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+    pub fn keep_drained(&self, names: &[(String, Out)]) -> Result<()> {
+        let lines: String = names.iter().map(|(name, out)| format!("{name} {}\n", out.name())).collect();
         replace(&self.drained, &lines)
     }
 
@@ -81,9 +121,13 @@ impl Memory {
         })
     }
 
-    fn drained(&self) -> Vec<String> {
+    fn drained(&self) -> Vec<(String, Out)> {
         let names = std::fs::read_to_string(&self.drained).unwrap_or_default();
-        names.lines().map(str::to_owned).collect()
+        let line = |line: &str| {
+            let (name, why) = line.split_once(' ').unwrap_or((line, ""));
+            (name.to_owned(), why.parse().unwrap_or(Out::Drained))
+        };
+        names.lines().map(line).collect()
     }
 
     /// A file that makes no sense is as good as none: servers tell what was.
@@ -100,34 +144,79 @@ impl Place {
     /// # Errors
     /// `Conflict` if another director or another program has it; `Os` if the host refuses; `Invalid` if a
     /// socket that somebody holds for it is none of its own.
-    pub fn take(config: &Config, mut inherited: Inherited) -> Result<(Self, Start)> {
+    pub fn take(config: &Config, mut inherited: Inherited) -> Result<(Self, Sockets)> {
         make_run_dir(&config.cluster.run_dir)?;
-        let lock = lock(&config.cluster.run_dir.join("director.lock"))?;
-        for node in config.nodes.iter().filter(|node| is_here(node.address.ip())) {
-            make_node_dir(&config.node_dir(&node.name), node)?;
+        let path = config.cluster.run_dir.join("director.lock");
+        let lock = match inherited.lock.take() {
+            Some(file) => sign(file, &path)?,
+            None => lock(&path)?,
+        };
+        for node in &config.nodes {
+            make_own_node_dir(config, node)?;
         }
         let mut listen = |address, key| match inherited.claim(key, address) {
-            Some(held) => ready(held),
-            None => ready(bind(address, key)?),
+            Some(Claimed { listener, is_named }) => Ok(Claimed { listener: ready(listener)?, is_named }),
+            None => Ok(Claimed { listener: ready(bind(address, key)?)?, is_named: false }),
         };
         let browsers = listen(config.director.listen, "listen")?;
+        let tls = config.director.tls.as_ref().map(|tls| listen(tls.listen, "tls_listen")).transpose()?;
         let admin = listen(config.director.admin_listen, "admin_listen")?;
         let remote = config.director.control.map(|address| listen(address, "control")).transpose()?;
         inherited.none_is_left()?;
         let socket = config.director_socket();
-        let control = control(&socket)?;
-        let term_min = next_term(&config.cluster.run_dir.join("director.term"))?;
-        let memory = Memory::of(config);
-        let (drained, kept) = (memory.drained(), memory.view());
-        let start = Start { control, remote, browsers, admin, memory, drained, kept, term_min };
-        Ok((Self { socket, _lock: lock }, start))
+        let (control, is_own) = match inherited.control.take() {
+            Some(listener) => (listener, false),
+            None => (control(&socket)?, true),
+        };
+        let sockets = Sockets { control, remote, browsers, tls, admin };
+        Ok((Self { socket, lock, is_own }, sockets))
+    }
+
+    /// The lock of the run folder.
+    pub fn lock(&self) -> &File {
+        &self.lock
+    }
+
+    /// Another director has everything now.
+    pub fn hand_over(&mut self) {
+        self.is_own = false;
+    }
+
+    /// The director that had it before can take nothing back any more.
+    pub fn keep(&mut self) {
+        self.is_own = true;
+    }
+
+    /// This one has everything again.
+    ///
+    /// # Errors
+    /// `Os`.
+    pub fn take_back(&self, config: &Config) -> Result<()> {
+        let lock = self.lock.try_clone();
+        let path = config.cluster.run_dir.join("director.lock");
+        lock.map_err(|error| Error::os(Origin::Director, "cannot take the lock back", error))
+            .and_then(|lock| sign(lock, &path))
+            .map(drop)
+    }
+}
+
+/// The folder of a node of this host.
+///
+/// # Errors
+/// `Os`, `Conflict`, `Denied`.
+pub fn make_own_node_dir(config: &Config, node: &Node) -> Result<()> {
+    match is_here(node.address.ip()) {
+        true => make_node_dir(&config.node_dir(&node.name), node),
+        false => Ok(()),
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        // If it is gone already, somebody else has cleaned up.
-        let _ = std::fs::remove_file(&self.socket);
+        if self.is_own {
+            // If it is gone already, somebody else has cleaned up.
+            let _ = std::fs::remove_file(&self.socket);
+        }
     }
 }
 
@@ -165,6 +254,11 @@ fn lock(path: &Path) -> Result<File> {
         );
         return Err(Error::new(ErrorKind::Conflict, Origin::Director, why));
     }
+    sign(file, path)
+}
+
+/// Writes into the lock file who has it.
+fn sign(mut file: File, path: &Path) -> Result<File> {
     let written = file
         .set_len(0)
         .and_then(|()| file.rewind())
@@ -191,7 +285,7 @@ fn next_term(path: &Path) -> Result<u32> {
 ///
 /// # Errors
 /// `Os`.
-fn replace(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn replace(path: &Path, text: &str) -> Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     std::fs::write(&fresh, text)
@@ -303,6 +397,34 @@ mod tests {
     use selvage_fabric::view::DeadEntry;
 
     #[test]
+    fn a_socket_that_another_director_can_take_back_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[cluster]\nname = \"t\"\nrun_dir = \"{}\"\ncookie_keys = [\"{}\"]\n\
+             [director]\nlisten = \"127.0.0.1:0\"\nadmin_listen = \"127.0.0.1:0\"\n\
+             [[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n",
+            folder.path().display(),
+            "11".repeat(32)
+        );
+        let config = Config::parse(Path::new("t.toml"), &text).unwrap();
+        let (first, sockets) = Place::take(&config, Inherited::default()).unwrap();
+        let successor = || {
+            let mut inherited = Inherited::handed_over();
+            inherited.lock = Some(first.lock().try_clone().unwrap());
+            inherited.control = Some(sockets.control.try_clone().unwrap());
+            Place::take(&config, inherited).unwrap().0
+        };
+        let socket = config.director_socket();
+        // It does not get to serving: the first one listens on.
+        drop(successor());
+        assert!(socket.exists());
+        let mut successor = successor();
+        successor.keep();
+        drop(successor);
+        assert!(!socket.exists());
+    }
+
+    #[test]
     fn a_view_is_kept_and_nonsense_is_none() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name| folder.path().join(name);
@@ -311,8 +433,9 @@ mod tests {
         let dead = vec![DeadEntry { name: "n1".into(), incarnation: Incarnation(u64::MAX), sealed: true }];
         let view = View { epoch: Epoch { term: 7, number: 9 }, copies: 2, dead, ..View::default() };
         memory.keep_view(&view).unwrap();
-        memory.keep_drained(&["n2".into()]).unwrap();
-        assert_eq!((memory.view(), memory.drained()), (Some(view.clone()), vec!["n2".into()]));
+        let out = vec![("n2".into(), Out::Drained), ("n3".into(), Out::Maintenance)];
+        memory.keep_drained(&out).unwrap();
+        assert_eq!((memory.view(), memory.drained()), (Some(view.clone()), out));
         std::fs::write(&memory.view, "{\"epoch\":").unwrap();
         assert_eq!(memory.view(), None);
         // What cannot be kept is not kept half: an older view would tell what is not true any more.

@@ -2,7 +2,7 @@
 //! By the server's socket if it is on this host, else by its address over TCP and TLS.
 
 use crate::cluster::{Event, Link};
-use crate::control::{counters_are_good, cut, make_plain};
+use crate::control::{counters_are_good, cut, make_plain, times_are_good};
 use crate::driver::Handle;
 use crate::metrics::Metrics;
 use crate::wire::{From, To};
@@ -123,6 +123,7 @@ impl ServerLink {
     fn count(&self, error: &Error) {
         if let Some(cut) = cut(error) {
             self.metrics.cut_peer(cut);
+            self.metrics.error(error.kind);
         }
     }
 
@@ -167,6 +168,10 @@ impl ServerLink {
         let good = report.name == self.name
             && report.leases.len() <= limits::LEASES_MAX
             && counters_are_good(&report.counters)
+            && report
+                .numbers
+                .as_deref()
+                .is_none_or(|numbers| counters_are_good(&numbers.errors) && times_are_good(&numbers.times))
             && view_good;
         match good {
             true => Ok(()),

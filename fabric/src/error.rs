@@ -10,6 +10,8 @@ use std::fmt;
 pub enum ErrorKind {
     /// An argument or a setting is outside its documented range.
     Invalid,
+    /// An attribute has another type than what was asked of it needs; nothing was changed.
+    WrongType,
     /// An attribute or a session is over its limit; nothing was changed.
     TooLarge,
     /// The cache or a lease has no room; nothing that lives was evicted.
@@ -45,6 +47,65 @@ pub enum ErrorKind {
     /// The operating system refused.
     Os,
 }
+
+impl ErrorKind {
+    /// All of them, in order: `ALL[kind as usize]` is `kind`.
+    pub const ALL: [Self; 19] = [
+        Self::Invalid,
+        Self::WrongType,
+        Self::TooLarge,
+        Self::Full,
+        Self::Busy,
+        Self::Timeout,
+        Self::OwnershipLost,
+        Self::LockLost,
+        Self::Forked,
+        Self::Gone,
+        Self::NotReady,
+        Self::VersionMismatch,
+        Self::TooSmall,
+        Self::Corrupt,
+        Self::Denied,
+        Self::Unreachable,
+        Self::NotYet,
+        Self::Conflict,
+        Self::Os,
+    ];
+
+    /// Its name in metrics and logs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::WrongType => "wrong_type",
+            Self::TooLarge => "too_large",
+            Self::Full => "full",
+            Self::Busy => "busy",
+            Self::Timeout => "timeout",
+            Self::OwnershipLost => "ownership_lost",
+            Self::LockLost => "lock_lost",
+            Self::Forked => "forked",
+            Self::Gone => "gone",
+            Self::NotReady => "not_ready",
+            Self::VersionMismatch => "version_mismatch",
+            Self::TooSmall => "too_small",
+            Self::Corrupt => "corrupt",
+            Self::Denied => "denied",
+            Self::Unreachable => "unreachable",
+            Self::NotYet => "not_yet",
+            Self::Conflict => "conflict",
+            Self::Os => "os",
+        }
+    }
+}
+
+// The list is complete and in order: its last entry is the last variant.
+const _: () = {
+    let mut at = 0;
+    while at < ErrorKind::ALL.len() {
+        assert!(ErrorKind::ALL[at] as usize == at);
+        at += 1;
+    }
+};
 
 /// Which part found the error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -10,7 +10,7 @@
 //! fail for a name that no process passes. Callers: the steps themselves, in all crates; `tests/kills`.
 
 /// Every kill point. The part before the first full stop is the step that it belongs to.
-pub const POINTS: [&str; 79] = [
+pub const POINTS: [&str; 83] = [
     "push.begun",
     "push.block",
     "push.cell",
@@ -19,6 +19,8 @@ pub const POINTS: [&str; 79] = [
     "push.posted",
     "push.counted",
     "push.freed",
+    "commit.relocked",
+    "commit.merged",
     "commit.staged",
     "commit.replaced",
     "commit.published",
@@ -32,6 +34,7 @@ pub const POINTS: [&str; 79] = [
     "regenerate.copied",
     "regenerate.passed",
     "regenerate.buried",
+    "regenerate.graced",
     "touch.raised",
     "touch.pushed",
     "expire.asked",
@@ -44,6 +47,7 @@ pub const POINTS: [&str; 79] = [
     "lock.granted",
     "lock.left",
     "lock.freed",
+    "lock.demoted",
     "allocate.taken",
     "allocate.holds",
     "allocate.entry",

@@ -44,6 +44,18 @@ pub const MESSAGE_BYTES_MAX: usize = 32 << 20;
 pub const FETCH_BATCH_BYTES: usize = 1 << 20;
 /// Sessions named in one batch message.
 pub const BATCH_SESSIONS_MAX: usize = 4096;
+/// Errands of the director that a node does at once; more are refused.
+pub const ERRANDS_MAX: usize = 8;
+/// Longest time that a node spends on one errand.
+pub const ERRAND_WAIT: Duration = Duration::from_secs(30);
+/// Most sessions in one piece of a list.
+pub const LIST_SESSIONS_MAX: u32 = 256;
+/// Most entries of the cache that are looked at for one piece of a list.
+pub const LIST_ENTRIES_MAX: u32 = 1 << 14;
+/// Longest beginning of an attribute's value that is shown to operators, bytes.
+pub const SHOWN_VALUE_BYTES_MAX: usize = 16 << 10;
+/// Most bytes of attributes' values in one answer.
+pub const SHOWN_BYTES_MAX: usize = 256 << 10;
 /// Control connections that a server or director accepts at once.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Bytes that an RDMA work request must be able to carry in itself: a cell.
@@ -74,6 +86,8 @@ pub const ABSOLUTE: Duration = Duration::from_secs(12 * 3600);
 pub const TOUCH_SHARE: f64 = 0.1;
 /// Clock skew that a server allows before it sweeps an expired session (R14).
 pub const CLOCK_SKEW: Duration = Duration::from_secs(5);
+/// Longest time that the old id of a session with a new one can be configured to be readable.
+pub const REGENERATE_GRACE_MAX: Duration = Duration::from_secs(60);
 /// A control peer must finish its hello within this time.
 pub const HELLO_WAIT: Duration = Duration::from_secs(2);
 
@@ -101,6 +115,10 @@ pub const SESSIONS_DEFAULT: u32 = 65_536;
 /// Default heap of a node's cache, bytes.
 pub const CACHE_BYTES_DEFAULT: u64 = 128 << 20;
 
+/// Default weight of a node for new sessions, and the largest.
+pub const NODE_WEIGHT: u32 = 100;
+/// See [`NODE_WEIGHT`].
+pub const NODE_WEIGHT_MAX: u32 = 1000;
 /// Times that a director re-sends a request that was answered "elsewhere".
 pub const ELSEWHERE_MAX: u32 = 3;
 /// Default most bytes of a request body that the director keeps so that it can send it again.

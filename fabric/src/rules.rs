@@ -1,4 +1,5 @@
-//! The protocol rules R1 to R15 of the design, as names that code and tests share.
+//! The protocol rules R1 to R16, as names that code and tests share (`ARCHITECTURE.md`; R1 to R15 are the
+//! design's).
 //!
 //! Each place that upholds a rule asks [`holds`]. In the product it is the constant `true` and costs nothing.
 //! With the feature `mutants` (tests only) one rule can be taken out for the running thread, which is how
@@ -39,6 +40,9 @@ pub enum Rule {
     R14Expiry,
     /// Regenerate: new copy acked, old tombstone acked, then return.
     R15Regenerate,
+    /// What was collected without a session's lock is applied to the version that is current under the lock,
+    /// never to the one that was read.
+    R16Merge,
 }
 
 /// Whether the rule is in force. Always true without the feature `mutants`.
@@ -64,7 +68,7 @@ mod without {
     /// The number of the rule that the whole process does without; 0: none.
     static TAKEN_OUT: AtomicU8 = AtomicU8::new(0);
 
-    /// Takes the rule of this number, 1 to 15, out for the whole process and for ever: for processes that
+    /// Takes the rule of this number, 1 to 16, out for the whole process and for ever: for processes that
     /// tests start to see whether somebody notices.
     pub fn take_out(number: u8) {
         TAKEN_OUT.store(number, Ordering::Relaxed);

@@ -10,22 +10,59 @@ use selvage_fabric::cache::{
 use selvage_fabric::error::ErrorKind;
 use selvage_fabric::ident::{Incarnation, SessionId, Version};
 use selvage_fabric::lease::LeaseGeometry;
+use selvage_fabric::numbers::{NodeCounter, NodeTime};
 use selvage_fabric::sync::LockFile;
+use shared_memory::{Shmem, ShmemConf};
+use std::ops::Deref;
 use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const SESSIONS: u64 = 24;
 const WORKERS: usize = 4;
 const KILLS: u32 = 220;
 const SERVER: Incarnation = Incarnation(70);
-/// Counter cell that counts the workers' operations; those below keep each session's newest published
-/// version.
-const OPERATIONS: usize = 63;
+
+/// A cache, and words beside it that all processes share: each session's newest published version.
+struct Shared {
+    cache: Cache,
+    newest: Shmem,
+}
+
+impl Shared {
+    fn new(cache: Cache, name: &str) -> Self {
+        let conf = || ShmemConf::new().os_id(format!("/{name}-newest")).size(8 * SESSIONS as usize);
+        let newest = conf().create().or_else(|_| conf().open()).unwrap();
+        Self { cache, newest }
+    }
+
+    fn newest(&self, number: u64) -> &AtomicU64 {
+        assert!(number < SESSIONS);
+        // SAFETY: the mapping has `SESSIONS` words, of which this is one.
+        let word = unsafe { self.newest.as_ptr().cast::<u64>().add(number as usize) };
+        // SAFETY: the mapping is page aligned and lives as long as `self`, and all that use it use atomics.
+        unsafe { AtomicU64::from_ptr(word) }
+    }
+
+    /// What all workers have done, those that were killed included.
+    fn operations(&self) -> u64 {
+        self.counters()[NodeCounter::Commits as usize]
+    }
+}
+
+impl Deref for Shared {
+    type Target = Cache;
+    fn deref(&self) -> &Cache {
+        &self.cache
+    }
+}
+
+// SAFETY: the mapping is only read by `newest`, which gives out atomics.
+unsafe impl Sync for Shared {}
 
 /// The segment and the folder of the lock file; both go when dropped.
 struct Place {
@@ -43,7 +80,7 @@ impl Place {
         self.dir.path().join("lock")
     }
 
-    fn create(&self) -> Cache {
+    fn create(&self) -> Shared {
         let spec = CacheSpec {
             node: "n1".into(),
             incarnation: Incarnation(1),
@@ -60,7 +97,7 @@ impl Place {
             Cache::create(&spec, &self.name, Arc::new(LockFile::open(&self.lock()).unwrap())).unwrap();
         let geometry = LeaseGeometry { slot_count: 64, heap_bytes: 4 << 20, chunk_bytes: 1 << 20 };
         cache.activate_book("s1", SERVER, 1, geometry).unwrap();
-        cache
+        Shared::new(cache, &self.name)
     }
 
     /// Starts a worker that does `task`.
@@ -118,8 +155,8 @@ fn check_archive(bytes: &[u8], number: u64, counter: u64) {
 }
 
 /// Publishes the next version and pushes it (to a lease that exists in the book only).
-fn commit(cache: &Cache, hold: &mut Hold, number: u64, random: &mut Random) {
-    let cell = cache.counter(number as usize);
+fn commit(cache: &Shared, hold: &mut Hold, number: u64, random: &mut Random) {
+    let cell = cache.newest(number);
     let info = hold.info().unwrap();
     if info.state == EntryState::Live {
         check_archive(hold.bytes(), number, info.version.counter);
@@ -158,7 +195,7 @@ fn destroy(hold: &mut Hold) {
 }
 
 /// Opens for change, waiting as long as it takes but not for ever.
-fn open(cache: &Cache, number: u64) -> Option<Hold> {
+fn open(cache: &Shared, number: u64) -> Option<Hold> {
     match cache.open_exclusive(&id(number)).unwrap() {
         Opened::Granted(hold) => Some(hold),
         Opened::Waiting(hold) => {
@@ -174,12 +211,12 @@ fn open(cache: &Cache, number: u64) -> Option<Hold> {
     }
 }
 
-fn hammer(cache: &Cache, seed: u64) {
+fn hammer(cache: &Shared, seed: u64) {
     let mut random = Random(seed);
     loop {
         let number = random.below(SESSIONS);
         if random.below(2) == 0 {
-            let newest = cache.counter(number as usize).load(Ordering::Acquire);
+            let newest = cache.newest(number).load(Ordering::Acquire);
             if let Some(pin) = cache.open_read(&id(number)).unwrap() {
                 let counter = pin.version().counter;
                 assert!(
@@ -195,7 +232,9 @@ fn hammer(cache: &Cache, seed: u64) {
                 _ => commit(cache, &mut hold, number, &mut random),
             }
         }
-        cache.counter(OPERATIONS).fetch_add(1, Ordering::Relaxed);
+        cache.observe(NodeTime::Commit, random.below(1 << 20));
+        cache.observe_push(random.below(2) as u32, random.below(1 << 20));
+        cache.count(NodeCounter::Commits, 1);
     }
 }
 
@@ -211,7 +250,7 @@ fn worker() {
     let lock = Arc::new(lock);
     let cache = {
         let _creation = lock.lock_creation(Duration::from_secs(10)).unwrap();
-        Cache::attach(&name, lock.clone()).unwrap()
+        Shared::new(Cache::attach(&name, lock.clone()).unwrap(), &name)
     };
     // A parent that is gone kills nobody any more.
     std::thread::spawn({
@@ -237,7 +276,7 @@ fn worker() {
         }),
         _ => {
             let _hold = open(&cache, 1).unwrap();
-            cache.counter(OPERATIONS).fetch_add(1, Ordering::Release);
+            cache.count(NodeCounter::Commits, 1);
             std::thread::sleep(Duration::from_secs(60));
         }
     }
@@ -250,14 +289,14 @@ fn kill(child: &mut Child) {
 }
 
 /// At rest after all workers were killed: whole, and all that is there can be used.
-fn check(cache: &Cache) {
+fn check(cache: &Shared) {
     cache.repair_dead().unwrap();
     let wrong = cache.verify().unwrap();
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert_eq!(cache.processes().len(), 1);
     cache.quarantined().iter().for_each(|slot| cache.release_quarantined(slot));
     for number in 0..SESSIONS {
-        let newest = cache.counter(number as usize).load(Ordering::Acquire);
+        let newest = cache.newest(number).load(Ordering::Acquire);
         if let Some(pin) = cache.open_read(&id(number)).unwrap() {
             assert!(pin.version().counter >= newest);
             check_archive(pin.bytes(), number, pin.version().counter);
@@ -276,10 +315,14 @@ fn kill_9_at_any_moment_leaves_the_cache_whole() {
     let mut random = Random(u64::from(std::process::id()));
     let start = Instant::now();
     let mut workers: Vec<_> = (0..WORKERS).map(|_| place.start("hammer")).collect();
+    let mut counted = cache.operations();
     for kills in 1..=KILLS {
         std::thread::sleep(Duration::from_micros(random.below(30_000)));
         let victim = random.below(WORKERS as u64) as usize;
         kill(&mut workers[victim]);
+        let counts = cache.operations();
+        assert!(counts >= counted, "counters fall: {counted}, then {counts}");
+        counted = counts;
         if kills % 20 == 0 {
             workers
                 .iter_mut()
@@ -292,9 +335,9 @@ fn kill_9_at_any_moment_leaves_the_cache_whole() {
             workers[victim] = place.start("hammer");
         }
     }
-    let before = cache.counter(OPERATIONS).load(Ordering::Relaxed);
+    let before = cache.operations();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while cache.counter(OPERATIONS).load(Ordering::Relaxed) < before + 1000 {
+    while cache.operations() < before + 1000 {
         assert!(Instant::now() < deadline, "the workers that are left do not go on");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -308,7 +351,10 @@ fn kill_9_at_any_moment_leaves_the_cache_whole() {
     let stats = cache.stats().unwrap();
     assert_eq!((stats.sessions, stats.others, stats.bytes_used), (0, 0, 0));
     assert_eq!(cache.verify().unwrap(), [""; 0]);
-    let operations = cache.counter(OPERATIONS).load(Ordering::Relaxed);
+    // A worker that is killed has timed at most one operation of each thread that it has not counted.
+    let (operations, numbers) = (cache.operations(), cache.numbers());
+    let timed = numbers.times[NodeTime::Commit as usize].count();
+    assert!((operations..=operations + 2 * u64::from(KILLS + 200)).contains(&timed), "{operations}, {timed}");
     println!("{KILLS} kills, {operations} operations in {:?}", start.elapsed());
 }
 
@@ -320,7 +366,7 @@ fn the_next_waiter_has_the_lock_100_ms_after_the_holder_was_killed() {
     for round in 1..=15 {
         let mut holder = place.start("hold");
         let deadline = Instant::now() + Duration::from_secs(10);
-        while cache.counter(OPERATIONS).load(Ordering::Acquire) < round {
+        while cache.operations() < round {
             assert!(Instant::now() < deadline, "the holder does not come");
             std::thread::sleep(Duration::from_millis(1));
         }

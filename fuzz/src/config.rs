@@ -153,7 +153,8 @@ fn sessions(config: &Config, text: &mut String) {
     let _ = write!(
         text,
         "[session]\ncookie_name = {}\ncookie_secure = {}\nidle_s = {}\nabsolute_s = {}\ntouch_share = {:?}\n\
-         archive_bytes_max = {}\nwaiters_max = {}\nwait_ms = {}\nlock_hold_ms = {}\nclock_skew_ms = {}\n",
+         archive_bytes_max = {}\nwaiters_max = {}\nwait_ms = {}\nlock_hold_ms = {}\nclock_skew_ms = {}\n\
+         regenerate_grace_ms = {}\n",
         quoted(&session.cookie_name),
         session.cookie_secure,
         session.idle_s,
@@ -164,6 +165,7 @@ fn sessions(config: &Config, text: &mut String) {
         session.wait_ms,
         session.lock_hold_ms,
         session.clock_skew_ms,
+        session.regenerate_grace_ms,
     );
     let (timing, memory) = (&config.timing, &config.memory);
     let _ = write!(

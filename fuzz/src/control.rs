@@ -11,13 +11,16 @@ use crate::memory::peak_of;
 use selvage_fabric::config::TransportKind;
 use selvage_fabric::control::frame;
 use selvage_fabric::control::message::{
-    ClaimAnswer, Endpoint, FetchedArchive, FromDirector, FromServer, Hello, HelloReply, LeaseReport,
-    LinkReport, NodeBeat, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refusal, RemoteMemory, Role, SealedCopy,
-    ServerReport, StagedArchive, ToDirector, ToServer,
+    AttributeFacts, AttributeKind, AttributeValue, ClaimAnswer, Doomed, Endpoint, Errand, ErrandOutcome,
+    FetchedArchive, FromDirector, FromServer, Hello, HelloReply, LeaseReport, LeaseUse, LinkReport, NodeBeat,
+    NodeNumbers, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, PushNumbers, Refusal, RemoteMemory, Role,
+    SealedCopy, ServerNumbers, ServerReport, SessionDetail, SessionFacts, StagedArchive, ToDirector,
+    ToServer,
 };
 use selvage_fabric::control::stream::Stream;
 use selvage_fabric::ident::{Epoch, Incarnation, SessionId, Version};
 use selvage_fabric::limits::MESSAGE_BYTES_MAX;
+use selvage_fabric::numbers::Histogram;
 use selvage_fabric::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -239,7 +242,9 @@ fn from_server() -> Vec<FromServer> {
         view: Some(view()),
         leases: vec![lease_report],
         bytes: 1 << 27,
-        counters: vec![("claims".into(), 8)],
+        counters: vec![8],
+        rdma_links: 1,
+        numbers: Some(Box::new(ServerNumbers { errors: vec![1, 0, 2], times: vec![times()] })),
         rdma: "rxe0 port 1".into(),
     };
     let chunk_bytes = 1 << 20;
@@ -271,6 +276,10 @@ fn from_server() -> Vec<FromServer> {
     ]
 }
 
+fn times() -> Histogram {
+    Histogram { counts: vec![1, 0, 7], sum_ns: 1 << 33 }
+}
+
 fn to_director() -> Vec<ToDirector> {
     let link = LinkReport {
         server: Incarnation(4),
@@ -278,6 +287,10 @@ fn to_director() -> Vec<ToDirector> {
         detail: "shared memory".into(),
         beat_age_ms: Some(3),
     };
+    let pushes = PushNumbers { server: "s1".into(), transport: TransportKind::Shm, time: times(), failed: 3 };
+    let lease = LeaseUse { server: "s1".into(), slots: (1, 100), bytes: (256, 1 << 20) };
+    let numbers =
+        NodeNumbers { errors: vec![0, 1], times: vec![times()], pushes: vec![pushes], leases: vec![lease] };
     let beat = NodeBeat {
         sent_ns: 1 << 50,
         epoch: EPOCH,
@@ -287,13 +300,48 @@ fn to_director() -> Vec<ToDirector> {
         pids: vec![77, 78],
         cache_bytes: (1 << 20, 1 << 27),
         links: vec![link],
-        counters: vec![("commits".into(), 5)],
+        counters: vec![5, 0, 1 << 40],
+        numbers: Some(Box::new(numbers)),
+    };
+    let facts = SessionFacts {
+        id: ID,
+        owner: Some("ann".into()),
+        version: VERSION,
+        copies: 2,
+        created_ms: 1,
+        expiry_ms: 2,
+        absolute_ms: 3,
+        bytes: 512,
+        locked: false,
+    };
+    let attribute = AttributeFacts {
+        name: "n".into(),
+        kind: AttributeKind::I64,
+        bytes: 8,
+        value: Some(AttributeValue::I64(-1)),
     };
     vec![
         ToDirector::Register,
         ToDirector::Resume { epoch: EPOCH },
         ToDirector::Beat(beat),
         ToDirector::Drained,
+        ToDirector::ErrandEnded {
+            number: 7,
+            outcome: ErrandOutcome::Listed { sessions: vec![facts.clone()], next: Some(9) },
+        },
+        ToDirector::ErrandEnded {
+            number: 8,
+            outcome: ErrandOutcome::Shown(Some(Box::new(SessionDetail {
+                facts,
+                attributes: vec![attribute],
+            }))),
+        },
+        ToDirector::ErrandEnded {
+            number: 9,
+            outcome: ErrandOutcome::Destroyed { sessions: 3, left: Some("locked".into()) },
+        },
+        ToDirector::ErrandEnded { number: 10, outcome: ErrandOutcome::Failed("busy".into()) },
+        ToDirector::DestroyOwner { owner: "ann".into(), within_ms: 5000 },
     ]
 }
 
@@ -305,5 +353,16 @@ fn from_director() -> Vec<FromDirector> {
         FromDirector::PrepareDrain,
         FromDirector::Over { drained: true },
         FromDirector::Refused(Refusal::OldTerm(EPOCH)),
+        FromDirector::Errand {
+            number: 7,
+            errand: Errand::List { owner: Some("ann".into()), cursor: 0, limit: 9 },
+            within_ms: 1000,
+        },
+        FromDirector::Errand {
+            number: 8,
+            errand: Errand::Destroy(Doomed::Owner("ann".into())),
+            within_ms: 1000,
+        },
+        FromDirector::OwnerDestroyed { sessions: 3 },
     ]
 }

@@ -13,6 +13,7 @@ mod archive;
 mod config;
 mod control;
 mod cookie;
+mod framing;
 mod http;
 mod lease;
 mod members;
@@ -33,12 +34,13 @@ struct Target {
     seeds: fn() -> Vec<Vec<u8>>,
 }
 
-const TARGETS: [Target; 8] = [
+const TARGETS: [Target; 9] = [
     Target { name: "answer", run: answer::run, seeds: answer::seeds },
     Target { name: "archive", run: archive::run, seeds: archive::seeds },
     Target { name: "config", run: config::run, seeds: config::seeds },
     Target { name: "control", run: control::run, seeds: control::seeds },
     Target { name: "cookie", run: cookie::run, seeds: cookie::seeds },
+    Target { name: "framing", run: framing::run, seeds: framing::seeds },
     Target { name: "http", run: http::run, seeds: http::seeds },
     Target { name: "lease", run: lease::run, seeds: lease::seeds },
     Target { name: "members", run: members::run, seeds: members::seeds },

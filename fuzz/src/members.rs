@@ -10,7 +10,7 @@ use arbitrary::{Result, Unstructured};
 use selvage_director::cluster::{Cluster, Effect, Event, Link, Settings, Ticket};
 use selvage_fabric::config::Config;
 use selvage_fabric::control::message::{
-    FromDirector, LeaseReport, LinkReport, NodeBeat, ServerReport, ToDirector,
+    ErrandOutcome, FromDirector, LeaseReport, LinkReport, NodeBeat, ServerReport, ToDirector,
 };
 use selvage_fabric::ident::{Epoch, Incarnation};
 use selvage_fabric::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
@@ -211,8 +211,12 @@ impl World {
     }
 
     fn to_director(&self, input: &mut Unstructured<'_>) -> Result<ToDirector> {
-        Ok(match input.int_in_range(0..=7)? {
+        Ok(match input.int_in_range(0..=8)? {
             0 | 1 => ToDirector::Register,
+            8 => ToDirector::ErrandEnded {
+                number: input.arbitrary()?,
+                outcome: ErrandOutcome::Destroyed { sessions: input.arbitrary()?, left: None },
+            },
             2 => ToDirector::Resume { epoch: self.epoch(input)? },
             3 => ToDirector::Drained,
             _ => ToDirector::Beat(NodeBeat {

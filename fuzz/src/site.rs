@@ -2,10 +2,13 @@
 //! memory; the node's is a real one over loopback, because the proxy makes it itself.
 
 use crate::wire::{self, Answer, End, Headers, Request};
+use selvage_director::access_log::AccessLog;
 use selvage_director::metrics::Metrics;
-use selvage_director::proxy::listen::connection;
+use selvage_director::proxy::client::Client;
+use selvage_director::proxy::listen::{Front, Stop, connection};
 use selvage_director::proxy::phases::Proxy;
 use selvage_director::proxy::routes::Routes;
+use selvage_director::proxy::visits::Visits;
 use selvage_fabric::config::Config;
 use selvage_fabric::ident::{Epoch, Incarnation};
 use selvage_fabric::view::{NodeEntry, NodeState, View};
@@ -27,7 +30,7 @@ const RESEND_BODY_BYTES: usize = 32;
 /// A director between a browser and a node.
 pub struct Site {
     pub runtime: Runtime,
-    proxy: Arc<Proxy>,
+    front: Arc<Front>,
     node: Arc<Mutex<Node>>,
 }
 
@@ -46,13 +49,13 @@ impl Site {
     pub fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let node = Arc::default();
-        let proxy = runtime.block_on(async {
+        let front = runtime.block_on(async {
             let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let address = listener.local_addr().expect("an address");
             tokio::spawn(serve(listener, Arc::clone(&node)));
-            proxy(address)
+            Front::new(proxy(address), AccessLog::off(), Stop::default())
         });
-        Self { runtime, proxy, node }
+        Self { runtime, front, node }
     }
 
     /// What the node has seen; the next look begins anew, and it answers `answer` from now on.
@@ -64,7 +67,8 @@ impl Site {
     /// closed; then ends the browser's side. Returns what has come.
     pub async fn browse(&self, bytes: &[u8], methods: &[String], answers: usize) -> Vec<u8> {
         let (mut browser, stream) = tokio::io::duplex(PIPE_BYTES);
-        let serving = tokio::spawn(connection(Arc::clone(&self.proxy), stream, Ipv4Addr::LOCALHOST.into()));
+        let (client, visits) = (Client::new(BROWSER, None), Visits::default());
+        let serving = tokio::spawn(connection(&self.front, stream, client, &visits));
         // It may close while we send.
         let _ = browser.write_all(bytes).await;
         let mut got = Vec::new();
@@ -100,11 +104,11 @@ fn proxy(node: SocketAddr) -> Arc<Proxy> {
     let key = "11".repeat(32);
     let text = format!(
         "[cluster]\nname = \"t\"\nrun_dir = \"/run/t\"\ncookie_keys = [\"{key}\"]\n\
-         [director]\nhold_ms = 1\nresend_body_bytes = {RESEND_BODY_BYTES}\n\
+         [director]\nhold_ms = 1\nheaders_max = 1000\nresend_body_bytes = {RESEND_BODY_BYTES}\n\
          [[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"{node}\"\n"
     );
     let config = Config::parse(Path::new("t.toml"), &text).expect("a good configuration");
-    let routes = Arc::new(Routes::new(WAIT));
+    let routes = Arc::new(Routes::default());
     let entry = NodeEntry {
         name: "n1".into(),
         incarnation: Incarnation(1),
@@ -129,10 +133,19 @@ async fn serve(listener: TcpListener, node: Arc<Mutex<Node>>) {
 async fn converse(mut stream: TcpStream, node: &Mutex<Node>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut bytes = Vec::new();
+    let mut is_asked_for = false;
     while stream.read_buf(&mut bytes).await? > 0 {
         loop {
             let (request, at) = match wire::request(&bytes) {
                 Ok((Some(request), End::At(at))) => (request, at),
+                Ok((Some(request), End::Open)) => {
+                    // It is a node that wants every body.
+                    if request.headers.contains_key("expect") && !is_asked_for {
+                        is_asked_for = true;
+                        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await?;
+                    }
+                    break;
+                }
                 Ok(_) => break,
                 Err(fault) => {
                     lock(node).faults.push(fault);
@@ -140,6 +153,7 @@ async fn converse(mut stream: TcpStream, node: &Mutex<Node>) -> std::io::Result<
                 }
             };
             bytes.drain(..at);
+            is_asked_for = false;
             let is_head = request.method == "HEAD";
             let answer = {
                 let mut node = lock(node);

@@ -95,6 +95,7 @@ impl Access {
             Peer::Member(member) => {
                 member.may_be(role)?;
                 match member {
+                    _ if matches!(role, Role::Application { .. }) => Err(no_application()),
                     Member::Node(name) if !self.node_uids.contains_key(name) => Err(unknown(name)),
                     _ => Ok(()),
                 }
@@ -104,6 +105,7 @@ impl Access {
 
     fn check_user(&self, role: &Role, uid: u32) -> Result<(), Refusal> {
         match role {
+            Role::Application { .. } => Err(no_application()),
             Role::Director | Role::Operator => {
                 if uid == 0 || uid == self.own_uid || self.operator_uids.contains(&uid) {
                     return Ok(());
@@ -124,6 +126,10 @@ impl Access {
             }
         }
     }
+}
+
+fn no_application() -> Refusal {
+    Refusal::Denied("applications ask the director".to_owned())
 }
 
 fn unknown(node: &str) -> Refusal {

@@ -9,7 +9,7 @@ use crate::leases::{Held, Leases};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use selvage_fabric::control::message::{Endpoint, FromServer, RemoteMemory};
-use selvage_fabric::control::stream::Closer;
+use selvage_fabric::control::stream::{Closer, refusal_error};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::lease::LAYOUT_VERSION;
 use std::collections::{HashMap, VecDeque};
@@ -135,9 +135,13 @@ impl Executor {
     fn execute(&self, effect: Effect) -> Option<Event> {
         match effect {
             Effect::Reply { connection, mut message } => {
-                if let FromServer::Report(report) = &mut message {
-                    self.leases.complete(report);
-                    selvage_fabric::kill_point!("seal.reported");
+                match &mut message {
+                    FromServer::Report(report) => {
+                        self.leases.complete(report);
+                        selvage_fabric::kill_point!("seal.reported");
+                    }
+                    FromServer::Refused(refusal) => self.leases.tally().error(refusal_error(refusal).kind),
+                    _ => {}
                 }
                 self.answer(connection, Answer::Message(message));
                 None
@@ -169,7 +173,9 @@ impl Executor {
                 None
             }
             Effect::Disconnect { link, lease } => {
-                Some(Event::LinkClosed { link, result: self.leases.disconnect(lease, link) })
+                let result = self.leases.disconnect(lease, link);
+                let result = result.inspect_err(|error| self.leases.tally().error(error.kind));
+                Some(Event::LinkClosed { link, result })
             }
             Effect::Seal { lease } => {
                 let (index, cells_bad) = self.leases.seal(lease);

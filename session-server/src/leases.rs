@@ -11,12 +11,14 @@ use crate::decide::{Batch, LeaseNumber, LinkNumber};
 use crate::execute::lock;
 use crate::placement::Placement;
 use crate::rdma::{Door, Rdma};
+use crate::tally::Tally;
 use selvage_fabric::archive::ArchiveLimits;
 use selvage_fabric::control::message::{Endpoint, FetchedArchive, RemoteMemory, ServerReport, StagedArchive};
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::lease::{BadCells, LeaseGeometry, LeaseHeader, LeaseIndex, ScanReport, SessionCopy};
 use selvage_fabric::limits::FETCH_BATCH_BYTES;
+use selvage_fabric::numbers::ServerTime;
 use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::transport::memory::{self, ServerLease};
 use std::collections::HashMap;
@@ -63,6 +65,7 @@ pub(crate) struct Leases {
     placement: Placement,
     rdma: Box<dyn Rdma>,
     availability: Mutex<Option<(Instant, String)>>,
+    tally: Tally,
 }
 
 impl Held {
@@ -167,7 +170,13 @@ impl Leases {
             placement,
             rdma,
             availability: Mutex::default(),
+            tally: Tally::default(),
         }
+    }
+
+    /// Errors and durations.
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Sizes of every lease.
@@ -250,9 +259,11 @@ impl Leases {
             None => Err(released()),
         };
         let (index, bad) = indexed.unwrap_or_else(|error| {
+            self.tally.error(error.kind);
             tracing::error!(lease = lease.0, "cannot read a sealed lease: {error}");
             (LeaseIndex::new(&ScanReport::default()), BadCells::default())
         });
+        self.tally.observe(ServerTime::Seal, started);
         let cells_bad = bad.checksum + bad.meaning + bad.misplaced + bad.bounds + bad.archive;
         if let Some(held) = held {
             let header = held.memory.header();
@@ -276,6 +287,7 @@ impl Leases {
             // A lease that somebody may still write must not be indexed. If its device never gives it back,
             // the director drops this server, which releases the lease.
             while let Err(error) = held.close_doors() {
+                self.tally.error(error.kind);
                 tracing::error!(lease = lease.0, "cannot seal a lease yet: {error}");
                 thread::sleep(DOOR_PAUSE);
                 self.find(lease).ok_or_else(released)?;
@@ -285,7 +297,9 @@ impl Leases {
             // Only a process of this host that maps the memory can do that; what it writes is not acked.
             tracing::warn!(lease = lease.0, "somebody goes on writing to a sealed lease");
         }
+        let began = Instant::now();
         let indexed = held.memory.index(&self.archive_limits);
+        self.tally.observe(ServerTime::Index, began);
         selvage_fabric::kill_point!("seal.indexed");
         indexed
     }
@@ -303,6 +317,7 @@ impl Leases {
 
     /// Reads archives until a reply is full; the caller asks again for the rest.
     pub(crate) fn fetch(&self, batch: Batch) -> Vec<FetchedArchive> {
+        let began = Instant::now();
         let mut archives = batch.answered;
         let mut bytes = 0;
         for (lease, copy) in batch.copies {
@@ -311,6 +326,7 @@ impl Leases {
             {
                 Ok(archive) => (archive, None),
                 Err(error) => {
+                    self.tally.error(error.kind);
                     tracing::warn!(session = %copy.id, lease = lease.0, "cannot serve a copy: {error}");
                     (Vec::new(), Some(error.to_string()))
                 }
@@ -322,6 +338,7 @@ impl Leases {
                 break;
             }
         }
+        self.tally.observe(ServerTime::Fetch, began);
         archives
     }
 
@@ -397,6 +414,7 @@ impl Leases {
         }
         let door = leases.iter().flat_map(|held| held.doors()).find(|door| door.is_open());
         report.rdma = door.map_or_else(|| self.availability(now), |door| door.detail());
+        report.numbers = self.tally.due();
     }
 
     /// What RDMA there is, or why none, for people.

@@ -6,7 +6,7 @@
 //! [`decide`] holds every decision and does no I/O. Around it: [`daemon`] starts, accepts and stops,
 //! `execute` carries out effects, `leases` are the memory and who may write to it, `rdma` the way in from
 //! other hosts, `door` says who gets in, `connection` serves one peer, `place` holds the name on the host
-//! (lock and sockets), `placement` keeps memory and threads near the network card.
+//! (lock and sockets), `placement` keeps memory and threads near the network card, `tally` counts and times.
 
 #![forbid(unsafe_code)]
 
@@ -19,3 +19,4 @@ mod leases;
 mod place;
 mod placement;
 mod rdma;
+mod tally;

@@ -2,17 +2,17 @@
 
 #![forbid(unsafe_code)]
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use selvage_fabric::config::Config;
+use selvage_fabric::log;
 use selvage_session_server::daemon;
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 /// The session server: its memory holds copies of the sessions that web nodes host.
 #[derive(Parser)]
 #[command(
+    name = "selvage-server",
     version,
     after_help = "Examples:\n  \
         selvage-server --config /etc/selvage/selvage.toml --name s1\n  \
@@ -28,16 +28,23 @@ struct Arguments {
     /// Which of the configured servers this is.
     #[arg(long)]
     name: String,
+    /// How the log looks: text or json [default: $SELVAGE_LOG_FORMAT, else text].
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<log::Format>,
 }
 
 fn main() -> ExitCode {
+    if let Some(folder) = manual_folder() {
+        return match write_manual(&folder) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("cannot write the manual to {}: {error}", folder.display());
+                ExitCode::FAILURE
+            }
+        };
+    }
     let arguments = Arguments::parse();
-    let filter = EnvFilter::try_from_env("SELVAGE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .init();
+    log::begin(arguments.log_format);
     let path = Config::resolve_path(arguments.config.as_deref());
     match Config::load(&path).and_then(|config| daemon::run(&config, &arguments.name)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -46,4 +53,16 @@ fn main() -> ExitCode {
             ExitCode::from(daemon::exit_status(&error))
         }
     }
+}
+
+/// Where `--manual FOLDER` wants the manual page, which is all that such a call does. For `cargo x install`
+/// only, so it is in no help text.
+fn manual_folder() -> Option<PathBuf> {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let [first, folder] = &arguments[..] else { return None };
+    (first == "--manual").then(|| folder.into())
+}
+
+fn write_manual(folder: &Path) -> std::io::Result<()> {
+    clap_mangen::Man::new(Arguments::command()).section("8").generate_to(folder).map(drop)
 }

@@ -11,6 +11,7 @@ pub mod client;
 pub mod cluster;
 pub mod guest;
 pub mod load;
+pub mod openmetrics;
 pub mod product;
 pub mod soak;
 pub mod stage;

@@ -30,6 +30,21 @@ pub struct Daemons {
     pub environment: Vec<(String, PathBuf)>,
 }
 
+/// A cargo call in the workspace, as from a shell: without the variables that tell a program of cargo's which
+/// package it is of. Build scripts look at those (ring's does), and cargo would build them and all that needs
+/// them again whenever it is called by another package's program.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    for (name, _) in std::env::vars_os() {
+        let of_package = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if name.to_str().is_some_and(of_package) {
+            command.env_remove(name);
+        }
+    }
+    command.current_dir(workspace_root()).stdin(Stdio::null());
+    command
+}
+
 impl Product {
     /// The product that the environment names, or else one built now (once per process).
     ///
@@ -53,10 +68,9 @@ impl Product {
     /// A build failed.
     pub fn build() -> Result<Self> {
         let root = workspace_root();
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let packages = ["selvage-session-server", "selvage-director", "selvage-webnode-ffi"];
-        let mut command = Command::new(cargo);
-        command.current_dir(root).args(["build", "--release"]).stdin(Stdio::null());
+        let mut command = cargo();
+        command.args(["build", "--release"]);
         for package in packages {
             command.args(["--package", package]);
         }
@@ -113,6 +127,19 @@ impl Product {
     /// The shared library.
     pub fn library(&self) -> PathBuf {
         self.dir.join("libselvage.so")
+    }
+
+    /// The web server on cpp-httplib, built now if it is not there. It is no part of the product: an
+    /// example of what others build with it.
+    ///
+    /// # Errors
+    /// The build failed; its standard error has said why.
+    pub fn httplib_node(&self) -> Result<PathBuf> {
+        let dir = self.dir.join("httplib");
+        let mut build = Command::new(workspace_root().join("webnode-ffi/examples/httplib/build.sh"));
+        build.arg(&dir).arg(&self.dir).stdin(Stdio::null()).stdout(Stdio::null());
+        run(&mut build, "building the web server on cpp-httplib")?;
+        Ok(dir.join("selvage-httplib-node"))
     }
 
     /// The nginx module.

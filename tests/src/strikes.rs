@@ -4,6 +4,7 @@
 //! Used by the end-to-end test `chaos` and by `cargo x soak`. As in [`crate::stage`], what is not as it must
 //! be is a panic.
 
+use crate::admin::AdminView;
 use crate::cluster::DIRECTOR;
 use crate::stage::{SOON, Stage};
 use rustix::process::{Pid, Signal};
@@ -68,11 +69,17 @@ pub enum Strike {
     RollServers,
     /// Planned: the director is restarted. No request may fail if somebody holds its socket.
     RestartDirector,
+    /// Planned: each web server in turn reads its configuration again: new workers, old ones finish.
+    ReloadNodes,
+    /// Planned: the director reads its configuration again.
+    ReloadDirector,
+    /// Planned: the director starts its program anew and hands its sockets over. No request may fail.
+    UpgradeDirector,
 }
 
 impl Strike {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::KillNode,
         Self::KillServer,
         Self::KillBoth,
@@ -85,6 +92,9 @@ impl Strike {
         Self::RollNodes,
         Self::RollServers,
         Self::RestartDirector,
+        Self::ReloadNodes,
+        Self::ReloadDirector,
+        Self::UpgradeDirector,
     ];
 
     /// Those that are not planned.
@@ -102,7 +112,7 @@ impl Strike {
 
     /// Whether no request may fail because of it, if all sessions were protected before.
     pub fn spares_all_requests(self) -> bool {
-        matches!(self, Self::Drain | Self::RollNodes | Self::RollServers | Self::RestartDirector)
+        !Self::SUDDEN.contains(&self) || self == Self::Drain
     }
 
     /// Lets it happen, and repairs what a person would repair. Returns what it was.
@@ -161,6 +171,15 @@ impl Strike {
                 stage.restart(&[DIRECTOR]).await;
                 "restarted the director".into()
             }
+            Self::ReloadNodes => reload_nodes(stage, sessions).await,
+            Self::ReloadDirector => {
+                stage.reload(DIRECTOR).unwrap();
+                "let the director read its configuration again".into()
+            }
+            Self::UpgradeDirector => {
+                stage.upgrade(DIRECTOR).unwrap();
+                "let the director start its program anew".into()
+            }
         }
     }
 }
@@ -204,4 +223,20 @@ async fn roll_servers(stage: &mut Stage, sessions: usize) -> String {
         stage.until_protected(sessions, copies).await;
     }
     "restarted all servers in turn".into()
+}
+
+async fn reload_nodes(stage: &mut Stage, sessions: usize) -> String {
+    let copies = stage.copies();
+    for node in stage.nodes() {
+        let workers = |view: &AdminView| view.node(&node).map(|node| node.pids.clone()).unwrap_or_default();
+        let before = workers(&stage.admin().view().await.unwrap());
+        stage.reload(&node).unwrap();
+        let anew = |view: &AdminView| {
+            let now = workers(view);
+            now.len() == before.len() && now.iter().all(|pid| !before.contains(pid))
+        };
+        stage.until("it has new workers only", anew).await;
+        stage.until_protected(sessions, copies).await;
+    }
+    "let all nodes read their configuration again in turn".into()
 }

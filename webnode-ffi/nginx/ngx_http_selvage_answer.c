@@ -31,50 +31,41 @@ ngx_http_selvage_add_header(ngx_http_request_t *r, const char *name, const char 
 }
 
 
-static ngx_int_t
-ngx_http_selvage_add_node_header(ngx_http_request_t *r)
-{
-    ngx_http_selvage_main_conf_t *smcf = ngx_http_get_module_main_conf(r, ngx_http_selvage_module);
-
-    return ngx_http_selvage_add_header(r, "Selvage-Node", smcf->info.name, ngx_strlen(smcf->info.name));
-}
-
-
-static ngx_int_t
-ngx_http_selvage_add_copies_header(ngx_http_request_t *r)
-{
-    u_char copies[NGX_INT_T_LEN];
-    u_char *end = ngx_sprintf(copies, "%uD", ngx_http_selvage_ctx(r)->copies);
-
-    return ngx_http_selvage_add_header(r, "Selvage-Copies", (char *) copies, end - copies);
-}
-
-
-/* For an answer that another handler gives. */
+/* Adds what the head of any response says of the session: the cookie, if the browser needs a new one, and
+ * after a commit the node and the number of copies. Every answer of the module's own names its node. */
 ngx_int_t
-ngx_http_selvage_add_commit_headers(ngx_http_request_t *r)
+ngx_http_selvage_add_session_headers(ngx_http_request_t *r, ngx_http_selvage_ctx_t *ctx)
 {
-    if (ngx_http_selvage_add_node_header(r) != NGX_OK) {
+    const char *name = ctx->main->info.name;
+    u_char copies[NGX_INT32_LEN];
+    u_char *end;
+
+    if (ctx->set_cookie.len > 0
+        && ngx_http_selvage_add_header(r, "Set-Cookie", (char *) ctx->set_cookie.data, ctx->set_cookie.len)
+           != NGX_OK)
+    {
         return NGX_ERROR;
     }
-    return ngx_http_selvage_add_copies_header(r);
+    if ((ctx->committed || ctx->own) && ctx->main->node != NULL
+        && ngx_http_selvage_add_header(r, "Selvage-Node", name, ngx_strlen(name)) != NGX_OK)
+    {
+        return NGX_ERROR;
+    }
+    if (!ctx->committed) {
+        return NGX_OK;
+    }
+    end = ngx_sprintf(copies, "%uD", ctx->copies);
+    return ngx_http_selvage_add_header(r, "Selvage-Copies", (char *) copies, end - copies);
 }
 
 
 static ngx_int_t
 ngx_http_selvage_add_answer_headers(ngx_http_request_t *r)
 {
-    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
-
-    if (ngx_http_selvage_add_header(r, "Cache-Control", "no-store", 8) != NGX_OK
-        || ngx_http_selvage_add_header(r, "X-Content-Type-Options", "nosniff", 7) != NGX_OK)
-    {
+    if (ngx_http_selvage_add_header(r, "Cache-Control", "no-store", 8) != NGX_OK) {
         return NGX_ERROR;
     }
-    if (ctx->main->node != NULL && ngx_http_selvage_add_node_header(r) != NGX_OK) {
-        return NGX_ERROR;
-    }
-    return ctx->committed ? ngx_http_selvage_add_copies_header(r) : NGX_OK;
+    return ngx_http_selvage_add_header(r, "X-Content-Type-Options", "nosniff", 7);
 }
 
 
@@ -93,7 +84,7 @@ ngx_http_selvage_answer(ngx_http_request_t *r, ngx_uint_t status, const char *ty
     if (body == NULL) {
         r->header_only = 1;
         r->headers_out.content_length_n = -1;
-        return ngx_http_send_header(r);
+        return ngx_http_selvage_send_head(r);
     }
 
     r->headers_out.content_length_n = body->len;
@@ -103,7 +94,7 @@ ngx_http_selvage_answer(ngx_http_request_t *r, ngx_uint_t status, const char *ty
     if (ngx_strcmp(type, "text/plain") == 0) {
         ngx_str_set(&r->headers_out.charset, "utf-8");
     }
-    rc = ngx_http_send_header(r);
+    rc = ngx_http_selvage_send_head(r);
     if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
         return rc;
     }
@@ -119,7 +110,7 @@ ngx_http_selvage_answer(ngx_http_request_t *r, ngx_uint_t status, const char *ty
     b->last_in_chain = 1;
     out.buf = b;
     out.next = NULL;
-    return ngx_http_output_filter(r, &out);
+    return ngx_http_selvage_send_body(r, &out);
 }
 
 
@@ -140,7 +131,7 @@ ngx_http_selvage_answer_line(ngx_http_request_t *r, ngx_uint_t status, const cha
 }
 
 
-static ngx_uint_t
+ngx_uint_t
 ngx_http_selvage_http_status(selvage_status status)
 {
     switch (status) {
@@ -157,6 +148,7 @@ ngx_http_selvage_http_status(selvage_status status)
         return NGX_HTTP_REQUEST_ENTITY_TOO_LARGE;
     case SELVAGE_STATUS_FULL:
         return NGX_HTTP_INSUFFICIENT_STORAGE;
+    case SELVAGE_STATUS_READ_ONLY:
     case SELVAGE_STATUS_BUSY:
     case SELVAGE_STATUS_TIMEOUT:
     case SELVAGE_STATUS_OWNERSHIP_LOST:
@@ -171,40 +163,84 @@ ngx_http_selvage_http_status(selvage_status status)
 }
 
 
-/* Answers with what a call of the library ended with, right after that call. `elsewhere` may be NULL unless
+/* Says why the request is going to be answered by the module; the line must live as long as the request. */
+void
+ngx_http_selvage_fail(ngx_http_request_t *r, ngx_uint_t code, const char *line)
+{
+    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
+
+    ctx->failure.code = code;
+    ctx->failure.line = line;
+}
+
+
+/* The same by what a call of the library ended with, right after that call. `elsewhere` may be NULL unless
  * that is the status. */
+void
+ngx_http_selvage_fail_by(ngx_http_request_t *r, selvage_status status, const selvage_tag *elsewhere)
+{
+    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
+    char why[1024];
+    size_t len;
+    u_char *line;
+
+    if (status == SELVAGE_STATUS_ELSEWHERE) {
+        ctx->failure.elsewhere = *elsewhere;
+    }
+    if (status < SELVAGE_STATUS_NULL) {
+        ngx_http_selvage_fail(r, ngx_http_selvage_http_status(status), selvage_status_text(status));
+    } else if (ctx->main->node == NULL) {
+        ngx_http_selvage_fail(r, ngx_http_selvage_http_status(status),
+                              "this worker process could not attach to its node yet");
+    } else if (status == SELVAGE_STATUS_READ_ONLY) {
+        /* Who wants to change a session opens it so; only an id that was given up opens read-only then. */
+        ngx_http_selvage_fail(r, ngx_http_selvage_http_status(status),
+                              "the session has been given a new id, by which it can be changed");
+    } else {
+        (void) selvage_last_error(why, sizeof(why));
+        len = ngx_strlen(why) + 1;
+        line = ngx_pnalloc(r->pool, len);
+        if (line != NULL) {
+            ngx_memcpy(line, why, len);
+        }
+        ngx_http_selvage_fail(r, ngx_http_selvage_http_status(status),
+                              line != NULL ? (char *) line : selvage_status_text(status));
+    }
+    if (ctx->failure.code == NGX_HTTP_INTERNAL_SERVER_ERROR) {
+        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0, "selvage: %s: %s", selvage_status_text(status),
+                      ctx->failure.line);
+    }
+}
+
+
+/* Answers the failure of which one of the above has said why. */
+ngx_int_t
+ngx_http_selvage_answer_failure(ngx_http_request_t *r)
+{
+    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
+    ngx_http_selvage_failure_t *failure = &ctx->failure;
+    ngx_uint_t code = failure->code;
+
+    ngx_http_selvage_count_failure(ctx->main, code);
+    if (code == NGX_HTTP_MISDIRECTED_REQUEST
+        && ngx_http_selvage_add_header(r, "Selvage-Elsewhere", failure->elsewhere.text,
+                                       ngx_strlen(failure->elsewhere.text)) != NGX_OK)
+    {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+    if ((code == NGX_HTTP_SERVICE_UNAVAILABLE || code == NGX_HTTP_INSUFFICIENT_STORAGE)
+        && ngx_http_selvage_add_header(r, "Retry-After", "1", 1) != NGX_OK)
+    {
+        return NGX_HTTP_INTERNAL_SERVER_ERROR;
+    }
+    return ngx_http_selvage_answer_line(r, code, failure->line);
+}
+
+
+/* Answers with what a call of the library ended with; see ngx_http_selvage_fail_by. */
 ngx_int_t
 ngx_http_selvage_answer_status(ngx_http_request_t *r, selvage_status status, const selvage_tag *elsewhere)
 {
-    ngx_http_selvage_main_conf_t *smcf = ngx_http_get_module_main_conf(r, ngx_http_selvage_module);
-    ngx_uint_t code = ngx_http_selvage_http_status(status);
-    const char *line;
-    char why[1024];
-
-    if (status == SELVAGE_STATUS_ELSEWHERE) {
-        if (ngx_http_selvage_add_header(r, "Selvage-Elsewhere", elsewhere->text, ngx_strlen(elsewhere->text))
-            != NGX_OK)
-        {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-    }
-    if (code == NGX_HTTP_SERVICE_UNAVAILABLE || code == NGX_HTTP_INSUFFICIENT_STORAGE) {
-        if (ngx_http_selvage_add_header(r, "Retry-After", "1", 1) != NGX_OK) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-    }
-
-    if (status < SELVAGE_STATUS_NULL) {
-        line = selvage_status_text(status);
-    } else if (smcf->node == NULL) {
-        line = "this worker process could not attach to its node yet";
-    } else {
-        (void) selvage_last_error(why, sizeof(why));
-        line = why;
-    }
-    if (code == NGX_HTTP_INTERNAL_SERVER_ERROR) {
-        ngx_log_error(NGX_LOG_ERR, r->connection->log, 0, "selvage: %s: %s", selvage_status_text(status),
-                      line);
-    }
-    return ngx_http_selvage_answer_line(r, code, line);
+    ngx_http_selvage_fail_by(r, status, elsewhere);
+    return ngx_http_selvage_answer_failure(r);
 }

@@ -26,7 +26,7 @@ static void ngx_http_selvage_api_committed(ngx_http_request_t *r, const selvage_
 static void
 ngx_http_selvage_api_end(ngx_http_request_t *r, ngx_uint_t status, const char *type, ngx_str_t *body)
 {
-    ngx_http_selvage_close_session(ngx_http_selvage_ctx(r));
+    ngx_http_selvage_close_session(r, ngx_http_selvage_ctx(r));
     ngx_http_finalize_request(r, ngx_http_selvage_answer(r, status, type, body));
 }
 
@@ -34,7 +34,7 @@ ngx_http_selvage_api_end(ngx_http_request_t *r, ngx_uint_t status, const char *t
 void
 ngx_http_selvage_api_end_line(ngx_http_request_t *r, ngx_uint_t status, const char *line)
 {
-    ngx_http_selvage_close_session(ngx_http_selvage_ctx(r));
+    ngx_http_selvage_close_session(r, ngx_http_selvage_ctx(r));
     ngx_http_finalize_request(r, ngx_http_selvage_answer_line(r, status, line));
 }
 
@@ -42,7 +42,7 @@ ngx_http_selvage_api_end_line(ngx_http_request_t *r, ngx_uint_t status, const ch
 void
 ngx_http_selvage_api_fail(ngx_http_request_t *r, selvage_status status, const selvage_tag *elsewhere)
 {
-    ngx_http_selvage_close_session(ngx_http_selvage_ctx(r));
+    ngx_http_selvage_drop_session(ngx_http_selvage_ctx(r));
     ngx_http_finalize_request(r, ngx_http_selvage_answer_status(r, status, elsewhere));
 }
 
@@ -166,6 +166,8 @@ ngx_http_selvage_api_handler(ngx_http_request_t *r)
         }
     }
 
+    /* A redirect may have come from a location that has the lock: the course opens the session for itself. */
+    ngx_http_selvage_close_session(r, ctx);
     /* From here on the course answers, now or later. */
     r->main->count++;
     if (r->method == NGX_HTTP_PUT) {
@@ -181,7 +183,9 @@ ngx_http_selvage_api_handler(ngx_http_request_t *r)
 void
 ngx_http_selvage_api_missing(ngx_http_request_t *r)
 {
-    if (ngx_http_selvage_ctx(r)->has_cookie && ngx_http_selvage_clear_cookie(r) != NGX_OK) {
+    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
+
+    if (ctx->has_cookie && ngx_http_selvage_clear_cookie(r, ctx) != NGX_OK) {
         ngx_http_selvage_api_end_line(r, NGX_HTTP_INTERNAL_SERVER_ERROR, "no memory");
         return;
     }
@@ -430,11 +434,13 @@ ngx_http_selvage_api_committed(ngx_http_request_t *r, const selvage_completion *
 static void
 ngx_http_selvage_api_destroyed(ngx_http_request_t *r, const selvage_completion *done)
 {
+    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
+
     if (done->status != SELVAGE_STATUS_OK) {
         ngx_http_selvage_api_fail(r, done->status, NULL);
         return;
     }
-    if (ngx_http_selvage_clear_cookie(r) != NGX_OK) {
+    if (ngx_http_selvage_clear_cookie(r, ctx) != NGX_OK) {
         ngx_http_selvage_api_fail(r, SELVAGE_STATUS_INTERNAL, NULL);
         return;
     }
@@ -449,6 +455,7 @@ ngx_http_selvage_api_renewed(ngx_http_request_t *r, const selvage_completion *do
     selvage_session_info info;
 
     if (done->status != SELVAGE_STATUS_OK) {
+        (void) ngx_http_selvage_give_cookie(r, ctx);
         ngx_http_selvage_api_fail(r, done->status, NULL);
         return;
     }

@@ -130,7 +130,9 @@ ngx_http_selvage_complete(ngx_http_selvage_main_conf_t *smcf, const selvage_comp
     ngx_http_set_log_request(c->log, r);
     ctx = ngx_http_selvage_ctx(r);
     ctx->operation = NULL;
-    r->read_event_handler = ngx_http_block_reading;
+    if (ctx->head == NGX_HTTP_SELVAGE_HEAD_AHEAD) {
+        r->read_event_handler = ngx_http_block_reading;
+    }
     resume(r, done);
     ngx_http_run_posted_requests(c);
 }
@@ -147,6 +149,8 @@ ngx_http_selvage_begin(ngx_http_request_t *r, ngx_http_selvage_operation_e what,
     switch (what) {
     case NGX_HTTP_SELVAGE_OPEN_EXCLUSIVE:
         return selvage_session_open_start(smcf->node, &ctx->cookie, SELVAGE_OPEN_EXCLUSIVE, operation, now);
+    case NGX_HTTP_SELVAGE_OPEN_UNLOCKED:
+        return selvage_session_open_start(smcf->node, &ctx->cookie, SELVAGE_OPEN_UNLOCKED, operation, now);
     case NGX_HTTP_SELVAGE_OPEN_READ_ONLY:
         return selvage_session_open_start(smcf->node, &ctx->cookie, SELVAGE_OPEN_READ_ONLY, operation, now);
     case NGX_HTTP_SELVAGE_CREATE_SESSION:
@@ -167,6 +171,7 @@ ngx_http_selvage_start(ngx_http_request_t *r, ngx_http_selvage_operation_e what,
     ngx_http_selvage_resume_pt resume)
 {
     ngx_http_selvage_main_conf_t *smcf = ngx_http_get_module_main_conf(r, ngx_http_selvage_module);
+    ngx_http_selvage_ctx_t *ctx = ngx_http_selvage_ctx(r);
     ngx_http_selvage_operation_t *operation;
     selvage_completion now;
 
@@ -182,8 +187,11 @@ ngx_http_selvage_start(ngx_http_request_t *r, ngx_http_selvage_operation_e what,
 
     now.status = ngx_http_selvage_begin(r, what, operation, &now);
     if (now.status == SELVAGE_STATUS_PENDING) {
-        ngx_http_selvage_ctx(r)->operation = operation;
-        r->read_event_handler = ngx_http_test_reading;
+        ctx->operation = operation;
+        if (ctx->head == NGX_HTTP_SELVAGE_HEAD_AHEAD) {
+            /* Afterwards whoever makes the response looks whether the client is still there. */
+            r->read_event_handler = ngx_http_test_reading;
+        }
         smcf->underway++;
         if (!smcf->linger.timer_set) {
             ngx_add_timer(&smcf->linger, NGX_HTTP_SELVAGE_LINGER_INTERVAL);

@@ -4,7 +4,7 @@
 //! and the handle that lends its session to it. Invariants: a ticket is in the register from before its
 //! start until its completion is handed out, it ends at once, or it is cancelled; a handle that the
 //! register names is alive, because closing it takes its name out first, under the register's lock.
-//! Callers: session, finish.
+//! Callers: session, finish, owner.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
@@ -32,6 +32,8 @@ pub const SELVAGE_OPERATION_COMMIT: u32 = 3;
 pub const SELVAGE_OPERATION_DESTROY: u32 = 4;
 /// A completion of selvage_session_regenerate_start.
 pub const SELVAGE_OPERATION_REGENERATE: u32 = 5;
+/// A completion of selvage_node_destroy_owner_start.
+pub const SELVAGE_OPERATION_DESTROY_OWNER: u32 = 6;
 
 /// The commit reached every copy that is configured.
 pub const SELVAGE_SHORT_NOT: u32 = 0;
@@ -77,6 +79,8 @@ pub struct selvage_completion {
     pub commit: selvage_commit,
     /// The host of a session for which an open ended ELSEWHERE, empty otherwise.
     pub elsewhere: selvage_tag,
+    /// Sessions that a destroy_owner that ended OK has destroyed, zero otherwise.
+    pub count: u64,
 }
 
 /// Names an operation to the node library. Never 0.
@@ -107,6 +111,7 @@ struct Settled {
     session: *mut selvage_session,
     commit: selvage_commit,
     elsewhere: selvage_tag,
+    count: u64,
 }
 
 type Register = Mutex<BTreeMap<Ticket, Operation>>;
@@ -150,7 +155,7 @@ fn register() -> MutexGuard<'static, BTreeMap<Ticket, Operation>> {
 }
 
 impl Operation {
-    /// An open or create.
+    /// An operation that has no session yet, or none at all.
     pub fn opening(user_data: *mut c_void, kind: u32) -> Self {
         Self { user_data, kind, lender: ptr::null_mut(), op: None }
     }
@@ -266,6 +271,7 @@ fn settle(node: &Node, operation: Operation, outcome: Outcome) -> Ended {
         session: ptr::null_mut(),
         commit: NOTHING,
         elsewhere: selvage_tag { text: [0; 16] },
+        count: 0,
     };
     let error = match outcome {
         Outcome::Opened(Ok(Opened::Session(session))) => {
@@ -289,6 +295,7 @@ fn settle(node: &Node, operation: Operation, outcome: Outcome) -> Ended {
             give_back(&operation, None);
             result.err()
         }
+        Outcome::OwnerDestroyed(result) => result.map(|sessions| settled.count = sessions).err(),
         Outcome::Regenerated(session, result) => {
             give_back(&operation, Some(session));
             result.err()
@@ -310,6 +317,7 @@ fn to_c(operation: &Operation, settled: &Settled) -> selvage_completion {
         operation: operation.kind,
         commit: settled.commit,
         elsewhere: settled.elsewhere,
+        count: settled.count,
     }
 }
 
@@ -342,6 +350,7 @@ pub unsafe extern "C" fn selvage_node_next_completion(
                 session: ptr::null_mut(),
                 commit: NOTHING,
                 elsewhere: selvage_tag { text: [0; 16] },
+                count: 0,
             }
         });
         // SAFETY: not NULL (checked above) and valid for writing by this function's contract.

@@ -27,11 +27,15 @@ fn ack_of(ack: u32) -> Result<Ack, Failure> {
 
 /// Makes the changes the session's new version, in the node's cache and in its copies, and writes what it
 /// reached. ack is SELVAGE_ACK_ALL, _ONE or _NONE. With fewer servers up it succeeds with fewer copies:
-/// read commit->copies. commit may be NULL. The handle stays open.
+/// read commit->copies. commit may be NULL. The handle stays open. On an unlocked handle it waits for the
+/// session's lock, as opening exclusively does, applies the changes to the version that is current then, and
+/// gives the lock back; without changes it waits for nothing.
 ///
-/// Thread rule: one thread at a time per session. Blocking: for the acks, bounded. Ownership: none. Errors:
-/// TOO_LARGE and FULL (nothing was changed, the changes are still there); OWNERSHIP_LOST, LOCK_LOST and
-/// GONE (nobody will see the changes); INVALID, READ_ONLY, FORKED, UNDERWAY.
+/// Thread rule: one thread at a time per session. Blocking: for the acks, and the lock of an unlocked handle,
+/// bounded. Ownership: none. Errors: TOO_LARGE and FULL (nothing was changed, the changes are still there);
+/// of an unlocked handle BUSY and TIMEOUT (the same), and WRONG_TYPE if it adds to an attribute that somebody
+/// else has made no integer (the same); OWNERSHIP_LOST, LOCK_LOST and GONE (nobody will see the changes);
+/// INVALID, READ_ONLY, FORKED, UNDERWAY.
 ///
 /// # Safety
 /// `session` is NULL or an open handle; `commit` is NULL or valid for writing.
@@ -84,11 +88,12 @@ pub unsafe extern "C" fn selvage_session_commit_start(
 }
 
 /// Ends the session for ever: when it returns OK, every server that ever had a copy has its tombstone or
-/// has left the cluster. The handle stays to be closed.
+/// has left the cluster. The handle stays to be closed, whatever the answer is.
 ///
-/// Thread rule: one thread at a time per session. Blocking: for the acks, bounded. Ownership: none. Errors:
-/// OWNERSHIP_LOST, LOCK_LOST; TIMEOUT (it is gone here, its tombstones follow in the background);
-/// READ_ONLY, FORKED, UNDERWAY, GONE.
+/// Thread rule: one thread at a time per session. Blocking: for the acks, and the lock of an unlocked handle,
+/// bounded. Ownership: none. Errors: OWNERSHIP_LOST, LOCK_LOST; TIMEOUT (it is gone here, its tombstones
+/// follow in the background); of an unlocked handle BUSY and TIMEOUT also if the lock was not to be had
+/// (nothing was changed; open it again); READ_ONLY, FORKED, UNDERWAY, GONE.
 ///
 /// # Safety
 /// `session` is NULL or an open handle.
@@ -130,10 +135,13 @@ pub unsafe extern "C" fn selvage_session_destroy_start(
 
 /// Gives the session a new id, for a change of privilege: when it returns OK the copies under the new id
 /// and the tombstone of the old one are acked. Uncommitted changes stay uncommitted and go with the new id.
-/// The browser needs the new cookie.
+/// The browser needs the new cookie. The absolute lifetime goes on: a new id does not renew it.
 ///
-/// Thread rule: one thread at a time per session. Blocking: for the acks, bounded. Ownership: none. Errors:
-/// as selvage_session_commit; the session then still has its old id.
+/// Thread rule: one thread at a time per session. Blocking: for the acks, and the lock of an unlocked handle,
+/// bounded. Ownership: none. Errors: as selvage_session_commit. The session then has its old id, or already
+/// its new one, while the tombstone of the old one follows in the background (TIMEOUT, OWNERSHIP_LOST,
+/// LOCK_LOST): needs_cookie of selvage_session_describe says so, and the browser needs the new cookie with
+/// the error, too.
 ///
 /// # Safety
 /// `session` is NULL or an open handle.

@@ -2,8 +2,8 @@
 //!
 //! `include/selvage.h` is generated from these files (tests/header.rs); its first page has the rules that
 //! every function keeps. One file per object: [`node`], [`cookie`], [`session`] with [`attributes`] and
-//! [`finish`] (commit, destroy, regenerate), [`completion`]; [`status`] and [`guard`] serve all. The nginx
-//! module in `nginx/` sees only the header.
+//! [`finish`] (commit, destroy, regenerate), [`owner`] (all sessions of one), [`completion`]; [`status`] and
+//! [`guard`] serve all. The nginx module in `nginx/` sees only the header.
 //!
 //! Invariants: every exported function's body runs inside `guard::enter!`; a handle is a `Box` whose
 //! address C holds; handles carry the process generation that made them (see [`process`]).
@@ -19,6 +19,7 @@ pub mod guard;
 mod json;
 mod log;
 pub mod node;
+pub mod owner;
 pub mod process;
 pub mod session;
 mod signals;

@@ -19,6 +19,12 @@ use crate::text;
 pub const SELVAGE_OPEN_EXCLUSIVE: u32 = 1;
 /// Open for reading the version that is current now; never waits for a lock.
 pub const SELVAGE_OPEN_READ_ONLY: u32 = 2;
+/// Open for reading the version that is current now and for changing; never waits for a lock. Changes are
+/// collected in the handle; a commit takes the lock for itself and applies them (set, removed, added to, the
+/// owner) to the version that is current then, which the handle sees from there on. So requests that change
+/// different attributes keep all changes, and all increments count; of two that set one attribute the later
+/// commit counts. The same is true of destroy and regenerate.
+pub const SELVAGE_OPEN_UNLOCKED: u32 = 3;
 
 /// An open session.
 pub struct selvage_session {
@@ -98,7 +104,8 @@ impl selvage_session {
         if self.open()?.is_read_only() {
             return Err(Failure::new(
                 selvage_status::ReadOnly,
-                "this session was opened read-only; open it with SELVAGE_OPEN_EXCLUSIVE to change it",
+                "this session was opened read-only, or by an id that it had before: open it with \
+                 SELVAGE_OPEN_EXCLUSIVE or SELVAGE_OPEN_UNLOCKED, by its own id, to change it",
             ));
         }
         self.session.as_mut().ok_or_else(empty)
@@ -112,13 +119,14 @@ impl selvage_session {
 }
 
 fn empty() -> Failure {
-    Failure::new(selvage_status::Gone, "this session was destroyed through this handle")
+    Failure::new(selvage_status::Gone, "this handle gave its session up to destroy it")
 }
 
 fn mode_of(mode: u32) -> Result<OpenMode, Failure> {
     match mode {
         SELVAGE_OPEN_EXCLUSIVE => Ok(OpenMode::Exclusive),
         SELVAGE_OPEN_READ_ONLY => Ok(OpenMode::ReadOnly),
+        SELVAGE_OPEN_UNLOCKED => Ok(OpenMode::Unlocked),
         other => Err(Failure::new(selvage_status::Invalid, format!("{other} is no mode of opening"))),
     }
 }
@@ -193,13 +201,17 @@ pub unsafe extern "C" fn selvage_session_create_start(
 }
 
 /// Opens the session that a cookie names: from the node's cache, or from the session servers if its host is
-/// dead. mode is SELVAGE_OPEN_EXCLUSIVE or SELVAGE_OPEN_READ_ONLY. Answers OK with *session; MISSING if
-/// there is no such session (any more); ELSEWHERE with the other node's tag in *elsewhere, which may be
-/// NULL.
+/// dead. mode is SELVAGE_OPEN_EXCLUSIVE, SELVAGE_OPEN_READ_ONLY or SELVAGE_OPEN_UNLOCKED. Answers OK with
+/// *session; MISSING if there is no such session (any more); ELSEWHERE with the other node's tag in
+/// *elsewhere, which may be NULL.
 ///
-/// Thread rule: any. Blocking: for the lock, a fetch or the join, each bounded. Ownership: *session is the
-/// caller's until selvage_session_close. Errors: BUSY, TIMEOUT, NOT_YET, FULL, CORRUPT, INVALID for the
-/// mode, FORKED.
+/// If regenerate_grace_ms is configured, the id that a session had before selvage_session_regenerate opens
+/// for that time, at the same node, what the session was before; read-only whatever mode is asked for (see
+/// read_only of selvage_session_describe).
+///
+/// Thread rule: any. Blocking: for the lock (exclusive), a fetch or the join, each bounded. Ownership:
+/// *session is the caller's until selvage_session_close. Errors: BUSY, TIMEOUT, NOT_YET, FULL, CORRUPT,
+/// INVALID for the mode, FORKED.
 ///
 /// # Safety
 /// `node` is NULL or an open handle; `cookie` is NULL or valid; the outputs are NULL or valid for writing.

@@ -146,6 +146,7 @@ impl From<ErrorKind> for selvage_status {
     fn from(kind: ErrorKind) -> Self {
         match kind {
             ErrorKind::Invalid => Self::Invalid,
+            ErrorKind::WrongType => Self::WrongType,
             ErrorKind::TooLarge => Self::TooLarge,
             ErrorKind::Full => Self::Full,
             ErrorKind::Busy => Self::Busy,

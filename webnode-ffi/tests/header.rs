@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use support::{Tool, blessing, repo, scratch};
 
 /// The sources in the order of the header.
-const SOURCES: [&str; 8] =
-    ["status", "guard", "node", "cookie", "session", "attributes", "finish", "completion"];
+const SOURCES: [&str; 9] =
+    ["status", "guard", "node", "cookie", "session", "attributes", "finish", "owner", "completion"];
 
 fn generated() -> String {
     let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));

@@ -3,39 +3,9 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-
 use support::cluster::Cluster;
-use support::{Tool, library_dir, repo, scratch};
-
-/// Compiles a program of this package against the header and the shared library.
-fn compile(dir: &Path, source: &str, options: &[&str]) -> PathBuf {
-    // The loader looks for the soname; cargo's file has none of it in its name.
-    let link = dir.join("libselvage.so.0");
-    if !link.exists() {
-        std::os::unix::fs::symlink(library_dir().join("libselvage.so"), &link).expect("a link");
-    }
-    let link = link.display().to_string();
-    compile_with(dir, source, options, &[&link, &format!("-Wl,-rpath,{}", dir.display())])
-}
-
-/// Compiles a program of this package with these libraries.
-fn compile_with(dir: &Path, source: &str, options: &[&str], libraries: &[&str]) -> PathBuf {
-    let (compiler, standard) =
-        if source.ends_with(".cc") { ("g++", "-std=c++17") } else { ("gcc", "-std=c11") };
-    let program = dir.join("program");
-    Tool::find(compiler, "apt-get install gcc g++")
-        .args([standard, "-D_POSIX_C_SOURCE=200809L", "-Wall", "-Wextra", "-pedantic", "-Werror", "-g"])
-        .args(options)
-        .arg("-I")
-        .arg(repo().join("include"))
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join(source))
-        .args(libraries)
-        .args(["-pthread", "-o"])
-        .arg(&program)
-        .succeed();
-    program
-}
+use support::compile::{compile, compile_with};
+use support::{Tool, library_dir, scratch};
 
 fn said_by_the_example(said: &str) {
     let lines: Vec<&str> = said.lines().collect();
@@ -133,6 +103,19 @@ fn a_crowd_of_forks_threads_and_processes_counts_every_increment_once() {
             .args(["n1", "4", "3", "25"])
             .succeed();
         assert_eq!(said, "400 of 400 increments, 0 processes failed\n");
+    }
+    assert_eq!(cluster.segments(), [""; 0], "the last process out leaves nothing in /dev/shm");
+}
+
+#[test]
+fn a_user_is_logged_out_everywhere() {
+    let (cluster, dir) = (Cluster::start(), scratch());
+    for options in [&[][..], &["-fsanitize=address,undefined"][..]] {
+        let program = compile(dir.path(), "tests/c/owner.c", options);
+        let said = Tool::at(&program).arg(cluster.config_path()).arg("n1").succeed();
+        let expected = "destroyed 3 of ann\ndestroyed 2 of ann in the background\n\
+                        nobody: 101, the owner's name is empty, count 99\nNULL: 100\ndestroyed 1 of bob\n";
+        assert_eq!(said, expected);
     }
     assert_eq!(cluster.segments(), [""; 0], "the last process out leaves nothing in /dev/shm");
 }

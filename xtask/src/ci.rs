@@ -2,8 +2,8 @@
 
 use crate::{demo, figures, fuzz, kills, proofs, rdma, setup, sim, soak, test, tidy};
 use anyhow::{Context, Result, ensure};
-use selvage_tests::product::workspace_root;
-use std::process::{Command, ExitCode, Stdio};
+use selvage_tests::product;
+use std::process::ExitCode;
 use std::time::Instant;
 
 /// Runs the command.
@@ -60,12 +60,8 @@ fn stage(name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
 }
 
 fn cargo(arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(workspace_root())
-        .args(arguments)
-        .envs(variables.iter().copied())
-        .stdin(Stdio::null());
+    let mut command = product::cargo();
+    command.args(arguments).envs(variables.iter().copied());
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "cargo {} ended with {status}", arguments.join(" "));
     Ok(())

@@ -3,7 +3,7 @@
 
 use crate::figures;
 use anyhow::{Context, Result, bail, ensure};
-use selvage_tests::product::workspace_root;
+use selvage_tests::product::{cargo, workspace_root};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -119,15 +119,13 @@ fn build() -> Result<PathBuf> {
     let began = Instant::now();
     let (root, host) = (workspace_root(), host()?);
     let folder = root.join("target/fuzz");
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = cargo();
     command
-        .current_dir(root)
         .args(["build", "--release", "--locked", "--manifest-path", "fuzz/Cargo.toml", "--target", &host])
         .arg("--target-dir")
         .arg(&folder)
         .env("RUSTFLAGS", INSTRUMENTED)
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .stdin(Stdio::null());
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
     let status = command.status().context("cannot start cargo")?;
     ensure!(status.success(), "the build ended with {status}");
     println!("built in {} s", began.elapsed().as_secs());

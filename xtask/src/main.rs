@@ -2,10 +2,12 @@
 //! else.
 
 mod ci;
+mod deb;
 mod demo;
 mod figures;
 mod fuzz;
 mod guest;
+mod install;
 mod kills;
 mod proofs;
 mod rdma;
@@ -33,6 +35,12 @@ enum Command {
     Setup,
     /// Start a cluster on this host in the foreground; Ctrl-C stops it and leaves nothing
     Run(run::Arguments),
+    /// Put the product's files in their places: programs, libraries, headers, units, manual pages
+    Install(install::Arguments),
+    /// Remove what install has put there
+    Uninstall(install::UninstallArguments),
+    /// Make Debian packages
+    Deb(deb::Arguments),
     /// Kill web nodes and session servers under load, and count what was lost
     Demo(demo::Arguments),
     /// Run all tests
@@ -65,6 +73,9 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Setup => setup::ensure(setup::EVERYTHING),
         Command::Run(arguments) => run::main(&arguments),
+        Command::Install(arguments) => install::main(&arguments),
+        Command::Uninstall(arguments) => install::uninstall(&arguments),
+        Command::Deb(arguments) => deb::main(&arguments),
         Command::Demo(arguments) => demo::main(&arguments),
         Command::Test(arguments) => test::main(&arguments),
         Command::RdmaTest(arguments) => return end(rdma::test::main(&arguments)),

@@ -3,9 +3,9 @@
 use crate::figures;
 use crate::test::summary;
 use anyhow::{Context, Result, ensure};
-use selvage_tests::product::workspace_root;
+use selvage_tests::product::cargo;
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 /// The shared words of pushes, seals, locks, allocators, index and pins, under loom.
@@ -34,9 +34,9 @@ pub fn model() -> Result<()> {
 /// Runs tests, shows what they print, and says how many ran, at least one.
 fn run(name: &str, arguments: &[&str]) -> Result<u64> {
     let began = Instant::now();
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace_root()).args(arguments).arg("--nocapture");
-    command.env("CARGO_TERM_COLOR", "never").stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut command = cargo();
+    command.args(arguments).arg("--nocapture");
+    command.env("CARGO_TERM_COLOR", "never").stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start cargo")?;
     let mut passed = 0;
     for line in BufReader::new(child.stdout.take().context("the output is piped")?).lines() {

@@ -3,7 +3,7 @@
 use crate::setup;
 use anyhow::Result;
 use selvage_fabric::limits::CACHE_BYTES_DEFAULT;
-use selvage_tests::cluster::{Cluster, Options};
+use selvage_tests::cluster::{Cluster, Options, WebServer};
 use selvage_tests::product::Product;
 use std::io::Write;
 use std::time::Duration;
@@ -12,9 +12,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// Options of `cargo x run`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Web nodes, each an nginx with two workers
+    /// Web nodes, each an nginx with two workers, but for --cpp-nodes
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=32))]
     nodes: u32,
+    /// How many of the web nodes are the C++ server of webnode-ffi/examples/httplib instead
+    #[arg(long, default_value_t = 0)]
+    cpp_nodes: u32,
     /// Session servers
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=32))]
     servers: u32,
@@ -27,6 +30,14 @@ pub struct Arguments {
     /// Port of the admin API
     #[arg(long, default_value_t = 8081)]
     admin_port: u16,
+}
+
+impl Arguments {
+    /// The last ones.
+    fn cpp_nodes(&self) -> impl Iterator<Item = String> + use<> {
+        let nodes = self.nodes;
+        (0..self.cpp_nodes.min(nodes)).map(move |at| format!("n{}", nodes - at))
+    }
 }
 
 /// Ctrl-C, SIGTERM, and the end of the terminal.
@@ -42,6 +53,9 @@ pub struct Stop {
 /// The cluster cannot be started or stopped.
 pub fn main(arguments: &Arguments) -> Result<()> {
     setup::ensure(&[setup::BUILD, setup::RUN])?;
+    if arguments.cpp_nodes > 0 {
+        setup::ensure(&[setup::CPP])?;
+    }
     let product = Product::ready()?;
     runtime()?.block_on(run(product, arguments))
 }
@@ -62,6 +76,7 @@ async fn run(product: Product, arguments: &Arguments) -> Result<()> {
         copies: arguments.copies,
         port: Some(arguments.port),
         admin_port: Some(arguments.admin_port),
+        web_servers: arguments.cpp_nodes().map(|name| (name, WebServer::Httplib)).collect(),
         tables: memory_table(arguments, Room::of_host()).into(),
         hold_socket: true,
         ..Options::default()
@@ -195,7 +210,8 @@ mod tests {
 
     #[test]
     fn a_small_host_gets_small_caches() {
-        let arguments = Arguments { nodes: 3, servers: 2, copies: 2, port: 8080, admin_port: 8081 };
+        let arguments =
+            Arguments { nodes: 3, cpp_nodes: 0, servers: 2, copies: 2, port: 8080, admin_port: 8081 };
         let gib = 1 << 30;
         assert_eq!(memory_table(&arguments, Room { shared: 8 * gib, memory: 16 * gib }), "");
         for (shared, memory) in [(64 << 20, 16 * gib), (8 * gib, gib), (0, 0)] {

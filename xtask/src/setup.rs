@@ -45,12 +45,39 @@ pub const RUN: &[Need] = &[
     need("cc", "gcc", "C compiler, to build the nginx module"),
     need("make", "make", "to build the nginx module"),
 ];
-/// For `cargo x test`, beside [`RUN`].
+/// For the web server in C++.
+pub const CPP: &[Need] = &[
+    need("g++", "g++", "C++ compiler"),
+    need("pkg-config", "pkg-config", "to find cpp-httplib"),
+    need("/usr/include/httplib.h", "libcpp-httplib-dev", "the C++ web server"),
+];
+/// For `cargo x test`, beside [`RUN`] and [`CPP`].
 pub const TEST: &[Need] = &[
     need("gcc", "gcc", "C compiler, for the header, the example and AddressSanitizer"),
-    need("g++", "g++", "C++ compiler, for the header"),
     need("valgrind", "valgrind", "to run the C example under it"),
     need("setpriv", "util-linux", "to run a test as another user"),
+    need("curl", "curl", "a client of web servers"),
+    need("wrk", "wrk", "load on web servers"),
+    need("h2load", "nghttp2-client", "load by HTTP/2"),
+    need("haproxy", "haproxy", "the proxy to compare the director with"),
+    need("php-cgi", "php-cgi", "an application behind fastcgi_pass"),
+    need("cmake", "cmake", "to build against the installed library"),
+    need("readelf", "binutils", "to look at the installed library"),
+    need("systemd-analyze", "systemd", "to check the units"),
+    need("man", "man-db", "to check the manual pages"),
+    need("chromium", "chromium", "the browser for the page"),
+    need("chromedriver", "chromium-driver", "to drive the browser"),
+];
+/// For `cargo x install`, beside a product.
+pub const INSTALL: &[Need] = &[
+    need("cc", "gcc", "to link the nginx module for its place"),
+    need("strip", "binutils", "to leave debug information out"),
+];
+/// For `cargo x deb`, beside [`INSTALL`].
+pub const DEB: &[Need] = &[
+    need("dpkg-deb", "dpkg", "to build Debian packages"),
+    need("dpkg-shlibdeps", "dpkg-dev", "to find what packages depend on"),
+    need("gzip", "gzip", "to compress manual pages"),
 ];
 /// For the side-by-side benchmark, beside [`RUN`].
 pub const BENCH: &[Need] = &[need("redis-server", "redis-server", "to measure against")];
@@ -69,7 +96,7 @@ pub const RDMA: &[Need] = &[
     need("ib_write_lat", "perftest", "to measure beside"),
 ];
 /// For `cargo x setup`.
-pub const EVERYTHING: &[&[Need]] = &[BUILD, RUN, TEST, BENCH, RDMA];
+pub const EVERYTHING: &[&[Need]] = &[BUILD, RUN, CPP, TEST, INSTALL, DEB, BENCH, RDMA];
 
 /// What can be done about missing things.
 #[derive(Debug, PartialEq, Eq)]

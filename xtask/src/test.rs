@@ -2,7 +2,7 @@
 
 use crate::{figures, setup};
 use anyhow::{Context, Result, ensure};
-use selvage_tests::product::{PRODUCT_DIR_VARIABLE, Product, workspace_root};
+use selvage_tests::product::{self, PRODUCT_DIR_VARIABLE, Product};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
@@ -27,7 +27,7 @@ pub struct Count {
 /// # Errors
 /// A test failed or could not be built, or none ran.
 pub fn main(arguments: &Arguments) -> Result<()> {
-    setup::ensure(&[setup::BUILD, setup::RUN, setup::TEST])?;
+    setup::ensure(&[setup::BUILD, setup::RUN, setup::CPP, setup::TEST, setup::INSTALL, setup::DEB])?;
     let product = Product::build()?;
     let nextest = has_nextest();
     let mut unit = cargo_with(&product);
@@ -53,8 +53,8 @@ pub fn main(arguments: &Arguments) -> Result<()> {
 
 /// A cargo call in the workspace.
 pub fn cargo() -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace_root()).env("CARGO_TERM_COLOR", "never").stdin(Stdio::null());
+    let mut command = product::cargo();
+    command.env("CARGO_TERM_COLOR", "never");
     command
 }
 
@@ -66,7 +66,7 @@ fn cargo_with(product: &Product) -> Command {
 }
 
 fn has_nextest() -> bool {
-    let mut command = Command::new("cargo");
+    let mut command = product::cargo();
     command.args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
 }

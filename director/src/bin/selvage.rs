@@ -1,20 +1,14 @@
-//! `selvage status | drain | undrain | check-config | ca`: see `selvage_director::tool`.
+//! `selvage status | top | sessions | drain | ...`: see `selvage_director::tool`.
 
 #![forbid(unsafe_code)]
 
 use clap::Parser;
-use selvage_director::tool;
+use selvage_director::{manual, tool};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match tool::run(tool::Arguments::parse()) {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("selvage: {error}");
-            ExitCode::FAILURE
-        }
+    if let Some(written) = manual::asked_for(tool::command(), "1") {
+        return written;
     }
+    tool::run(&tool::Arguments::parse())
 }

@@ -15,6 +15,8 @@ use selvage_fabric::rules::{Rule, holds};
 pub(super) struct Dead {
     pub(super) name: String,
     pub(super) incarnation: Incarnation,
+    /// When it was ended, or found to have been.
+    pub(super) since: Moment,
     /// The view that ended it; `None` until that is published.
     pub(super) ended: Option<Epoch>,
     pub(super) sealed: bool,
@@ -29,10 +31,11 @@ pub(super) struct Dead {
 }
 
 impl Dead {
-    pub(super) fn new(name: &str, incarnation: Incarnation, mandate_until: Moment) -> Self {
+    pub(super) fn new(name: &str, incarnation: Incarnation, since: Moment, mandate_until: Moment) -> Self {
         Self {
             name: name.to_owned(),
             incarnation,
+            since,
             ended: None,
             sealed: false,
             unconfirmed: false,
@@ -67,6 +70,7 @@ impl Cluster {
     /// Looks at each ended incarnation: can it be adopted, can it be released.
     pub(super) fn review_dead(&mut self, now: Moment, out: &mut Vec<Effect>) {
         let servers: Vec<&Server> = self.servers.values().filter(|server| server.up.is_some()).collect();
+        let takeovers = &mut self.takeovers;
         let mut changed = false;
         self.dead.retain_mut(|dead| {
             let Some(ended) = dead.ended else { return true };
@@ -74,6 +78,7 @@ impl Cluster {
                 dead.sealed = dead.may_be_adopted(ended, &servers, now);
                 if dead.sealed {
                     changed = true;
+                    takeovers.sealed(dead.since, now);
                     out.push(Effect::Log(format!(
                         "node {} ({}) is sealed at {} servers; its sessions can be adopted",
                         dead.name,
@@ -90,6 +95,7 @@ impl Cluster {
             }
             if settled {
                 changed = true;
+                takeovers.settled(dead.since, now);
                 out.push(Effect::Log(format!("node {} ({}) is settled", dead.name, dead.incarnation.tag())));
             }
             !settled

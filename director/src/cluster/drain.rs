@@ -6,7 +6,7 @@
 //! follow. Until that point any failure puts the node back to work and says why.
 
 use super::dead::answer;
-use super::{Cluster, DrainOutcome, Effect, Link, Moment, Phase, Ticket};
+use super::{Cluster, DrainOutcome, Effect, Link, Moment, Out, Phase, Ticket};
 use selvage_fabric::control::message::FromDirector;
 use selvage_fabric::ident::Incarnation;
 
@@ -21,6 +21,8 @@ pub(super) struct Drain {
     /// Heartbeats of the node up to which its numbers are from before the drain.
     beats_before: u64,
     pub(super) tickets: Vec<Ticket>,
+    /// What the node is when it is out.
+    pub(super) out: Out,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +38,11 @@ impl Drain {
         self.stage != Stage::Protecting
     }
 
+    /// Whether it was begun because the node fails its health checks.
+    pub(super) fn is_of_failing(&self) -> bool {
+        self.out == Out::Failing
+    }
+
     /// Whether the node has been told to finish.
     pub(super) fn prepares(&self) -> bool {
         self.stage == Stage::Preparing
@@ -44,22 +51,40 @@ impl Drain {
 
 impl Cluster {
     pub(super) fn drain(&mut self, name: &str, ticket: Ticket, now: Moment, out: &mut Vec<Effect>) {
-        if let Some(why) = self.cannot_drain(name) {
-            out.push(Effect::Answer { ticket, outcome: DrainOutcome::Refused(why) });
+        self.take_out(name, Out::Drained, Some(ticket), now, out);
+    }
+
+    /// Begins a drain, or says why not; what is out already is so for another reason from now on.
+    pub(super) fn take_out(
+        &mut self,
+        name: &str,
+        why: Out,
+        ticket: Option<Ticket>,
+        now: Moment,
+        out: &mut Vec<Effect>,
+    ) {
+        if let Some(refusal) = self.cannot_drain(name) {
+            let outcome = DrainOutcome::Refused(refusal);
+            out.extend(ticket.map(|ticket| Effect::Answer { ticket, outcome }));
             return;
         }
         let deadline = now + self.settings.hold;
         let Some(node) = self.nodes.get_mut(name) else { return };
         let Some(life) = &mut node.life else {
-            // Drained already: say so, or wait with the others for the adoption.
+            // Out already: say so, or wait with the others for the adoption.
+            if node.out.replace(why) != Some(why) {
+                self.keep_out(out);
+            }
+            let outcome = DrainOutcome::HandedOver;
             match self.dead.iter_mut().rev().find(|dead| dead.name == name) {
-                Some(dead) => dead.tickets.push(ticket),
-                None => out.push(Effect::Answer { ticket, outcome: DrainOutcome::HandedOver }),
+                Some(dead) => dead.tickets.extend(ticket),
+                None => out.extend(ticket.map(|ticket| Effect::Answer { ticket, outcome })),
             }
             return;
         };
         if let Some(drain) = &mut life.drain {
-            drain.tickets.push(ticket);
+            drain.tickets.extend(ticket);
+            drain.out = why;
             return;
         }
         life.drain = Some(Drain {
@@ -67,24 +92,28 @@ impl Cluster {
             stage: Stage::Protecting,
             deadline,
             beats_before: life.beats,
-            tickets: vec![ticket],
+            tickets: ticket.into_iter().collect(),
+            out: why,
         });
         self.changed = true;
         out.push(Effect::Log(format!("node {name} is being drained")));
     }
 
-    fn cannot_drain(&self, name: &str) -> Option<String> {
+    pub(super) fn cannot_drain(&self, name: &str) -> Option<String> {
         if matches!(self.phase, Phase::Recovering { .. }) {
             return Some("the director has just started and does not know the cluster yet; try again".into());
         }
         let node = self.nodes.get(name)?;
-        if node.drained {
+        if node.out.is_some() {
             return None;
         }
         if node.life.is_none() {
             return Some(format!("node {name} is not up"));
         }
-        let others = self.nodes.iter().filter(|(other, node)| *other != name && !node.drained);
+        let others = self
+            .nodes
+            .iter()
+            .filter(|(other, node)| *other != name && node.out.is_none() && !node.health.failing);
         if others.filter_map(|(_, node)| node.life.as_ref()).all(|life| life.drain.is_some()) {
             return Some(format!("no other node is up that could take the sessions of {name}"));
         }
@@ -143,15 +172,8 @@ impl Cluster {
         }
     }
 
-    pub(super) fn undrain(&mut self, name: &str, out: &mut Vec<Effect>) {
-        let Some(node) = self.nodes.get_mut(name) else { return };
-        node.drained = false;
-        self.keep_drained(out);
-        self.give_up_drain(name, "it was undrained meanwhile", out);
-    }
-
     pub(super) fn drain_deadlines(&mut self, now: Moment, out: &mut Vec<Effect>) {
-        let late: Vec<(String, String)> = self
+        let late: Vec<(String, Stage, String)> = self
             .nodes
             .iter()
             .filter_map(|(name, node)| {
@@ -162,16 +184,19 @@ impl Cluster {
                     Stage::Emptying => "requests of it are still under way".to_owned(),
                     Stage::Preparing => "its sessions did not get all their copies in time".to_owned(),
                 };
-                Some((name.clone(), why))
+                Some((name.clone(), drain.stage, why))
             })
             .collect();
-        for (name, why) in late {
-            self.give_up_drain(&name, &why, out);
+        for (name, stage, why) in late {
+            if stage != Stage::Emptying || !self.end_failing(&name, now, out) {
+                self.put_off_failing(&name, now);
+                self.give_up_drain(&name, &why, out);
+            }
         }
     }
 
     /// Puts a draining node back to work.
-    fn give_up_drain(&mut self, name: &str, why: &str, out: &mut Vec<Effect>) {
+    pub(super) fn give_up_drain(&mut self, name: &str, why: &str, out: &mut Vec<Effect>) {
         let Some(life) = self.nodes.get_mut(name).and_then(|node| node.life.as_mut()) else { return };
         let Some(mut drain) = life.drain.take() else { return };
         let text = format!("node {name} was not drained: {why}");

@@ -13,32 +13,46 @@
 //! | `servers` | reports, silence, what may enter a view |
 //! | `dead` | sealing and release of ended incarnations |
 //! | `drain` | planned death |
+//! | `out` | who is kept out: drained, in maintenance, failing health checks |
+//! | `errands` | what nodes are asked to do for operators and applications |
+//! | `doom` | destroying sessions wherever they are, and being sure of it |
 //! | `evidence` | one-sided heartbeats, which spare the silent |
 //! | `recover` | what a restarted director learns from the others |
+//! | `settings` | what it must know of the configuration |
 //! | `status` | a snapshot for people and metrics |
+//! | `takeover` | how long takeovers take |
 
 mod dead;
+pub mod doom;
 mod drain;
+pub mod errands;
 mod evidence;
 mod nodes;
+mod out;
 mod recover;
 mod servers;
+mod settings;
 pub mod status;
+pub mod takeover;
 #[cfg(test)]
 mod tests;
 
 use dead::Dead;
+use doom::{Doom, DoomOutcome};
+use errands::{ErrandAnswer, Trip};
 use nodes::Node;
+pub use out::{Checked, Out};
 use recover::Phase;
-use selvage_fabric::config::Config;
-use selvage_fabric::control::message::{FromDirector, ServerReport, ToDirector, ToServer};
+use selvage_fabric::control::message::{Doomed, Errand, FromDirector, ServerReport, ToDirector, ToServer};
 use selvage_fabric::ident::{Epoch, Incarnation};
 use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
 use servers::Server;
+pub use settings::{ServerSettings, Settings};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+use takeover::Takeovers;
 
 use crate::limits;
 
@@ -49,78 +63,9 @@ pub type Moment = Duration;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Link(pub u64);
 
-/// A waiting drain request, named by the driver.
+/// A waiting request, named by the driver.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Ticket(pub u64);
-
-/// What the state machine must know of the configuration.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Interval of heartbeats to servers.
-    pub heartbeat: Duration,
-    /// Life of a mandate.
-    pub mandate: Duration,
-    /// Silence after which a peer is declared down.
-    pub silence: Duration,
-    /// Longest time that the proxy holds a request; a drain must be much shorter.
-    pub hold: Duration,
-    /// Interval of ticks that the driver aims at.
-    pub tick: Duration,
-    /// Copies of each session.
-    pub copies: u32,
-    /// Name and address of each configured node.
-    pub nodes: Vec<(String, String)>,
-    /// Each configured server.
-    pub servers: Vec<ServerSettings>,
-    /// Nodes that were drained when the last director ended.
-    pub drained: Vec<String>,
-    /// The least term: the Unix time at start, s, and above the term of the last director here.
-    pub term_min: u32,
-    /// The last view of the last director here.
-    pub kept: Option<View>,
-}
-
-/// What the state machine must know of a configured server.
-#[derive(Clone, Debug)]
-pub struct ServerSettings {
-    /// Its name.
-    pub name: String,
-    /// Its weight in the placement.
-    pub weight: u32,
-    /// Its control socket, on its own host.
-    pub socket: String,
-    /// Where it listens for other hosts, if it does.
-    pub control: Option<String>,
-}
-
-impl Settings {
-    /// From the configuration file.
-    pub fn new(config: &Config, term_min: u32, drained: Vec<String>, kept: Option<View>) -> Self {
-        let timing = &config.timing;
-        Self {
-            heartbeat: timing.heartbeat(),
-            mandate: timing.mandate(),
-            silence: timing.silence(),
-            hold: Duration::from_millis(config.director.hold_ms),
-            tick: (timing.heartbeat() / limits::TICKS_PER_HEARTBEAT).max(limits::TICK_MIN),
-            copies: config.cluster.copies,
-            nodes: config.nodes.iter().map(|node| (node.name.clone(), node.address.to_string())).collect(),
-            servers: config
-                .servers
-                .iter()
-                .map(|server| ServerSettings {
-                    name: server.name.clone(),
-                    weight: server.weight,
-                    socket: config.server_socket(&server.name).to_string_lossy().into_owned(),
-                    control: server.control.map(|address| address.to_string()),
-                })
-                .collect(),
-            drained,
-            term_min,
-            kept,
-        }
-    }
-}
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -188,6 +133,24 @@ pub enum Event {
         /// Who waits for the answer.
         ticket: Ticket,
     },
+    /// The operator takes a node out to work on it.
+    Maintain {
+        /// The node.
+        name: String,
+        /// Who waits for the answer.
+        ticket: Ticket,
+    },
+    /// A round of health checks has found nodes failing, or well again. All of a round come at once: if all
+    /// fail, nothing is done, whoever took longest to do so.
+    Checked {
+        /// What was found of each.
+        found: Vec<Checked>,
+    },
+    /// A reload has changed how long the proxy holds a request.
+    Hold {
+        /// The longest time from now on.
+        hold: Duration,
+    },
     /// The operator lets a node come back.
     Undrain {
         /// The node.
@@ -199,6 +162,26 @@ pub enum Event {
         incarnation: Incarnation,
         /// The hold that this answers.
         hold: u64,
+    },
+    /// An operator asks something of a node.
+    Ask {
+        /// The node.
+        node: String,
+        /// What.
+        errand: Errand,
+        /// Who waits for the answer.
+        ticket: Ticket,
+        /// How long.
+        within: Duration,
+    },
+    /// Somebody wants sessions destroyed, wherever they are.
+    Doom {
+        /// Which.
+        doomed: Doomed,
+        /// Who waits for the answer.
+        ticket: Ticket,
+        /// How long.
+        within: Duration,
     },
 }
 
@@ -253,8 +236,22 @@ pub enum Effect {
         /// The answer.
         outcome: DrainOutcome,
     },
-    /// Keep these names of drained nodes for the next director.
-    Drained(Vec<String>),
+    /// Answer what was asked of a node.
+    ErrandAnswer {
+        /// Whose.
+        ticket: Ticket,
+        /// The answer.
+        answer: ErrandAnswer,
+    },
+    /// Answer a request to destroy.
+    DoomAnswer {
+        /// Whose.
+        ticket: Ticket,
+        /// The answer.
+        outcome: DoomOutcome,
+    },
+    /// Keep for the next director which nodes the operator keeps out, and why.
+    Drained(Vec<(String, Out)>),
     /// Keep this view for the next director. It is kept before anybody hears of it, so that nobody has seen a
     /// newer one than the next director.
     Keep(Arc<View>),
@@ -286,6 +283,10 @@ pub struct Cluster {
     nodes: BTreeMap<String, Node>,
     servers: BTreeMap<String, Server>,
     dead: Vec<Dead>,
+    trips: Vec<Trip>,
+    dooms: Vec<Doom>,
+    /// Numbers errands and requests to destroy; no other director has used those above it.
+    errand_last: u64,
     node_links: HashMap<Link, nodes::Caller>,
     view: Arc<View>,
     /// Something that the view says has changed since the last one.
@@ -302,20 +303,23 @@ pub struct Cluster {
     has_heard: bool,
     /// Times that a silent member was spared because its beats went on.
     spared: u64,
+    takeovers: Takeovers,
 }
 
 impl Cluster {
     /// A director's life begins.
     pub fn new(settings: Settings, now: Moment) -> Self {
         let nodes = settings.nodes.iter().map(|(name, address)| {
-            let drained = settings.drained.contains(name);
-            (name.clone(), Node { address: address.clone(), life: None, drained, ended: None })
+            let out = settings.drained.iter().find(|(drained, _)| drained == name).map(|(_, out)| *out);
+            let address = address.clone();
+            (name.clone(), Node { address, life: None, out, health: out::Health::default(), ended: None })
         });
         let nodes = nodes.collect();
         let servers = settings.servers.iter();
         let servers = servers.map(|server| (server.name.clone(), Server::new(server))).collect();
         let view = Arc::new(View { copies: settings.copies, ..View::default() });
         let until = now + settings.silence * limits::RECOVERY_FACTOR;
+        let errand_last = u64::from(settings.term_min) << 32;
         Self {
             settings,
             phase: Phase::Recovering { until },
@@ -325,6 +329,9 @@ impl Cluster {
             nodes,
             servers,
             dead: Vec::new(),
+            trips: Vec::new(),
+            dooms: Vec::new(),
+            errand_last,
             node_links: HashMap::new(),
             view,
             changed: false,
@@ -334,6 +341,7 @@ impl Cluster {
             last_tick: None,
             has_heard: false,
             spared: 0,
+            takeovers: Takeovers::default(),
         }
     }
 
@@ -359,10 +367,22 @@ impl Cluster {
             Event::ServerOldTerm { link, epoch } => self.server_old_term(link, epoch),
             Event::ServerClosed { link } => self.server_closed(link),
             Event::Drain { name, ticket } => self.drain(&name, ticket, now, &mut out),
+            Event::Maintain { name, ticket } => self.maintain(&name, ticket, now, &mut out),
+            Event::Checked { found } => {
+                found.into_iter().for_each(|found| self.checked(&found, now, &mut out));
+            }
+            Event::Hold { hold } => self.settings.hold = hold,
             Event::Undrain { name } => self.undrain(&name, &mut out),
             Event::Idle { incarnation, hold } => self.node_idle(incarnation, hold, &mut out),
+            Event::Ask { node, errand, ticket, within } => {
+                self.ask(&node, errand, ticket, now + within, &mut out);
+            }
+            Event::Doom { doomed, ticket, within } => {
+                self.doom(doomed, ticket, now, now + within, &mut out);
+            }
         }
         self.advance(now, &mut out);
+        self.tend_requests(now, &mut out);
         out
     }
 
@@ -371,6 +391,7 @@ impl Cluster {
         self.silent_nodes(now, out);
         self.silent_servers(now, out);
         self.drain_deadlines(now, out);
+        self.hand_over_failing(now, out);
         self.beat_servers(now, out);
     }
 
@@ -509,11 +530,6 @@ impl Cluster {
     fn is_plausible(&self, seen: Epoch) -> bool {
         let term_max = self.settings.term_min.saturating_add(limits::TERM_AHEAD_MAX_S);
         seen.term < term_max && seen.number < limits::NUMBER_MAX
-    }
-
-    fn keep_drained(&self, out: &mut Vec<Effect>) {
-        let drained = self.nodes.iter().filter(|(_, node)| node.drained).map(|(name, _)| name.clone());
-        out.push(Effect::Drained(drained.collect()));
     }
 
     fn next_incarnation(&mut self) -> Incarnation {

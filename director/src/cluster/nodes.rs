@@ -7,8 +7,9 @@
 use super::dead::Dead;
 use super::drain::Drain;
 use super::evidence::{Verdict, judge};
+use super::out::{Health, Out};
 use super::{Cluster, Effect, Link, Moment, Phase};
-use selvage_fabric::control::message::{FromDirector, NodeBeat, Refusal, ToDirector};
+use selvage_fabric::control::message::{FromDirector, NodeBeat, NodeNumbers, Refusal, ToDirector};
 use selvage_fabric::ident::{Epoch, Incarnation};
 
 /// A configured node.
@@ -16,8 +17,9 @@ use selvage_fabric::ident::{Epoch, Incarnation};
 pub(super) struct Node {
     pub(super) address: String,
     pub(super) life: Option<Life>,
-    /// Drained by the operator: may not register until undrained.
-    pub(super) drained: bool,
+    /// Kept out, and why: may not register.
+    pub(super) out: Option<Out>,
+    pub(super) health: Health,
     /// The first life that this director has ended: if one was from before its time, this is it.
     pub(super) ended: Option<Incarnation>,
 }
@@ -35,6 +37,8 @@ pub(super) struct Life {
     pub(super) beat: NodeBeat,
     /// When that came.
     pub(super) beat_at: Moment,
+    /// The newest that a beat brought.
+    pub(super) numbers: NodeNumbers,
     /// The silence in which it was spared was counted: `heard` of then.
     spared: Option<Moment>,
     /// Beats since the drain began show the state that the drain needs.
@@ -73,6 +77,7 @@ impl Life {
             heard,
             mandate_until,
             beat: NodeBeat::default(),
+            numbers: NodeNumbers::default(),
             beat_at: Moment::ZERO,
             spared: None,
             beats: 0,
@@ -121,6 +126,9 @@ impl Cluster {
             ToDirector::Resume { epoch } => self.resume(link, &name, incarnation, epoch, now, out),
             ToDirector::Beat(beat) => self.beat(link, &name, incarnation, beat, now, out),
             ToDirector::Drained => self.drained(link, &name, now, out),
+            ToDirector::ErrandEnded { number, outcome } => self.errand_ended(link, number, outcome),
+            // Applications are heard elsewhere.
+            ToDirector::DestroyOwner { .. } => {}
         }
     }
 
@@ -135,7 +143,7 @@ impl Cluster {
         }
         self.end(name, now, "a newer life of it registers", out);
         let Some(node) = self.nodes.get(name) else { return };
-        if node.drained {
+        if node.out.is_some() {
             out.push(Effect::ToNode { link, message: FromDirector::Over { drained: true } });
             return;
         }
@@ -144,6 +152,7 @@ impl Cluster {
         let mut life = Life::new(incarnation, Some(link), now, now);
         life.greet = true;
         node.life = Some(life);
+        node.health.begin();
         if let Some(caller) = self.node_links.get_mut(&link) {
             caller.incarnation = incarnation;
         }
@@ -162,7 +171,7 @@ impl Cluster {
         out: &mut Vec<Effect>,
     ) {
         if !self.may_resume(name, incarnation, epoch, now) {
-            let drained = self.nodes.get(name).is_some_and(|node| node.drained);
+            let drained = self.nodes.get(name).is_some_and(|node| node.out.is_some());
             out.push(Effect::ToNode { link, message: FromDirector::Over { drained } });
             return;
         }
@@ -195,12 +204,12 @@ impl Cluster {
         link: Link,
         name: &str,
         incarnation: Incarnation,
-        beat: NodeBeat,
+        mut beat: NodeBeat,
         now: Moment,
         out: &mut Vec<Effect>,
     ) {
         if !self.lives(name, incarnation, link) {
-            let drained = self.nodes.get(name).is_some_and(|node| node.drained);
+            let drained = self.nodes.get(name).is_some_and(|node| node.out.is_some());
             out.push(Effect::ToNode { link, message: FromDirector::Over { drained } });
             return;
         }
@@ -213,6 +222,9 @@ impl Cluster {
         out.push(Effect::ToNode { link, message: FromDirector::Mandate { sent_ns: beat.sent_ns } });
         // Always: the proxy adds what it has sent there since.
         out.push(Effect::Load { incarnation, sessions: beat.sessions });
+        if let Some(numbers) = beat.numbers.take() {
+            life.numbers = *numbers;
+        }
         (life.beat, life.beat_at) = (beat, now);
         self.drain_protected(name, now, out);
     }
@@ -266,15 +278,15 @@ impl Cluster {
         let mut tickets = Vec::new();
         if let Some(drain) = life.drain {
             // Whatever ended it, the operator wanted it out.
-            node.drained = true;
+            node.out = Some(drain.out);
             tickets = drain.tickets;
         }
-        let was_drained = node.drained;
+        let was_drained = node.out.is_some();
         if let Some(link) = life.link {
-            out.push(Effect::ToNode { link, message: FromDirector::Over { drained: node.drained } });
+            out.push(Effect::ToNode { link, message: FromDirector::Over { drained: was_drained } });
         }
         out.push(Effect::Log(format!("node {name} ({}) is over: {why}", life.incarnation.tag())));
-        let mut dead = Dead::new(name, life.incarnation, life.mandate_until);
+        let mut dead = Dead::new(name, life.incarnation, now, life.mandate_until);
         // By its last word it may push to a server that has left, and cannot confirm any more (R8).
         dead.unconfirmed = self.shrinks || life.beat.epoch < self.shrunk;
         dead.tickets = tickets;
@@ -282,7 +294,7 @@ impl Cluster {
         self.dead.push(dead);
         self.changed = true;
         if was_drained {
-            self.keep_drained(out);
+            self.keep_out(out);
         }
     }
 }

@@ -98,17 +98,17 @@ impl Cluster {
         let mandate_until = now + self.settings.mandate;
         for entry in &base.nodes {
             match self.nodes.get_mut(&entry.name) {
-                Some(node) if node.life.is_none() && !node.drained => {
+                Some(node) if node.life.is_none() && node.out.is_none() => {
                     node.life = Some(Life::new(entry.incarnation, None, grace, mandate_until));
                 }
                 Some(node)
                     if node.life.as_ref().is_some_and(|life| life.incarnation == entry.incarnation) => {}
                 // Not configured any more, or a newer life of it is there.
-                _ => self.dead.push(Dead::new(&entry.name, entry.incarnation, mandate_until)),
+                _ => self.dead.push(Dead::new(&entry.name, entry.incarnation, now, mandate_until)),
             }
         }
         for entry in &base.dead {
-            let mut dead = Dead::new(&entry.name, entry.incarnation, mandate_until);
+            let mut dead = Dead::new(&entry.name, entry.incarnation, now, mandate_until);
             dead.sealed = entry.sealed;
             // Servers may have left before they confirmed it to the earlier director.
             dead.unconfirmed = true;
@@ -190,7 +190,7 @@ impl Cluster {
         }
         let Phase::Steady { grace_until, floor, born, .. } = self.phase else { return false };
         incarnation != Incarnation::NONE
-            && !node.drained
+            && node.out.is_none()
             && !self.is_dead(incarnation)
             // Nor after its end was forgotten, whatever it says that it has seen; and under no other name.
             && node.ended.is_none()

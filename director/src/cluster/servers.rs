@@ -6,7 +6,7 @@
 use super::evidence::{Verdict, judge};
 use super::{Cluster, Effect, Link, Moment, Phase, ServerSettings};
 use crate::limits;
-use selvage_fabric::control::message::{ServerReport, ToServer};
+use selvage_fabric::control::message::{ServerNumbers, ServerReport, ToServer};
 use selvage_fabric::ident::{Epoch, Incarnation};
 use selvage_fabric::rules::{Rule, holds};
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub(super) struct Server {
     /// The newest epoch that the life in the view has carried out.
     pub(super) confirmed: Epoch,
     pub(super) report: ServerReport,
+    /// The newest that a report brought.
+    pub(super) numbers: ServerNumbers,
     /// When that came.
     pub(super) report_at: Moment,
     /// The silence in which it was spared was counted: `heard` of then.
@@ -55,6 +57,7 @@ impl Server {
             heard: Moment::ZERO,
             confirmed: Epoch::default(),
             report: ServerReport::default(),
+            numbers: ServerNumbers::default(),
             report_at: Moment::ZERO,
             spared: None,
             known: false,
@@ -155,7 +158,7 @@ impl Cluster {
     pub(super) fn server_report(
         &mut self,
         link: Link,
-        report: ServerReport,
+        mut report: ServerReport,
         now: Moment,
         out: &mut Vec<Effect>,
     ) {
@@ -168,6 +171,9 @@ impl Cluster {
         let incarnation = report.incarnation;
         server.link = Some((link, incarnation));
         let epoch = report.epoch;
+        if let Some(numbers) = report.numbers.take() {
+            server.numbers = *numbers;
+        }
         (server.report, server.report_at) = (report, now);
         if matches!(self.phase, Phase::Recovering { .. }) {
             server.heard = now;

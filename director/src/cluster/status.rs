@@ -1,9 +1,11 @@
 //! A snapshot of the cluster for the admin API, metrics and people.
 
-use super::Cluster;
+use super::takeover::Takeovers;
+use super::{Cluster, Out};
 use selvage_fabric::config::TransportKind;
-use selvage_fabric::control::message::LinkReport;
+use selvage_fabric::control::message::{LinkReport, NodeNumbers, ServerNumbers};
 use selvage_fabric::ident::Epoch;
+use selvage_fabric::numbers::{NodeCounter, ServerCounter};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -25,6 +27,9 @@ pub struct Status {
     /// Times that a member was silent on its control connection and not declared dead, because its one-sided
     /// beats went on.
     pub spared: u64,
+    /// How long takeovers took; for metrics only.
+    #[serde(skip)]
+    pub takeovers: Takeovers,
 }
 
 /// Sessions by number of safe copies.
@@ -50,8 +55,14 @@ pub struct NodeStatus {
     pub tag: String,
     /// Its life; 0 if it has none.
     pub incarnation: u64,
-    /// `up`, `draining`, `drained` or `down`.
+    /// `up`, `draining`, `drained`, `maintenance`, `failing` or `down`.
     pub state: String,
+    /// Whether its web server fails its health checks.
+    #[serde(default)]
+    pub failing: bool,
+    /// Its share of new sessions; the proxy's, which the admin API fills in.
+    #[serde(default)]
+    pub weight: u32,
     /// The newest view that it has carried out: what it says below is in the light of that one.
     pub epoch: Epoch,
     /// Sessions that it hosts.
@@ -68,6 +79,9 @@ pub struct NodeStatus {
     pub links: Vec<LinkStatus>,
     /// Its counters.
     pub counters: BTreeMap<String, u64>,
+    /// What else it has counted and timed; for metrics only.
+    #[serde(skip)]
+    pub numbers: NodeNumbers,
 }
 
 /// The way from a node to a server, as the node says.
@@ -107,6 +121,15 @@ pub struct ServerStatus {
     pub rdma: String,
     /// Its counters.
     pub counters: BTreeMap<String, u64>,
+    /// RDMA links that are open there.
+    #[serde(default)]
+    pub rdma_links: u64,
+    /// Its leases, sealed ones included.
+    #[serde(default)]
+    pub leases: u64,
+    /// What else it has counted and timed; for metrics only.
+    #[serde(skip)]
+    pub numbers: ServerNumbers,
 }
 
 /// One ended incarnation.
@@ -133,8 +156,7 @@ impl Cluster {
             let state = match life {
                 Some(life) if life.drain.is_some() => "draining",
                 Some(_) => "up",
-                None if node.drained => "drained",
-                None => "down",
+                None => node.out.map_or("down", Out::name),
             };
             let beat = life.map(|life| life.beat.clone()).unwrap_or_default();
             protection.none = protection.none.saturating_add(beat.safe[0]);
@@ -145,6 +167,8 @@ impl Cluster {
                 tag: life.map(|life| life.incarnation.tag()).unwrap_or_default(),
                 incarnation: life.map_or(0, |life| life.incarnation.0),
                 state: state.to_owned(),
+                failing: node.health.failing,
+                weight: 0,
                 epoch: beat.epoch,
                 sessions: beat.sessions,
                 pids: beat.pids,
@@ -152,7 +176,8 @@ impl Cluster {
                 safe: beat.safe,
                 cache_bytes: beat.cache_bytes,
                 links: beat.links.into_iter().map(|link| self.link_status(link)).collect(),
-                counters: beat.counters.into_iter().collect(),
+                counters: named(NodeCounter::ALL.iter().map(|counter| counter.name()), &beat.counters),
+                numbers: life.map(|life| life.numbers.clone()).unwrap_or_default(),
             }
         });
         let nodes = nodes.collect();
@@ -164,6 +189,7 @@ impl Cluster {
             dead: self.dead_statuses(),
             protection,
             spared: self.spared,
+            takeovers: self.takeovers.clone(),
         }
     }
 
@@ -191,7 +217,10 @@ impl Cluster {
                 bytes: report.bytes,
                 pid: report.pid,
                 rdma: report.rdma,
-                counters: report.counters.into_iter().collect(),
+                counters: named(ServerCounter::ALL.iter().map(|counter| counter.name()), &report.counters),
+                rdma_links: report.rdma_links,
+                leases: report.leases.len() as u64,
+                numbers: up.map(|_| server.numbers.clone()).unwrap_or_default(),
             }
         });
         servers.collect()
@@ -216,12 +245,19 @@ impl Cluster {
 }
 
 /// A transport's name in status and metrics.
-fn transport_name(kind: TransportKind) -> &'static str {
+pub(crate) fn transport_name(kind: TransportKind) -> &'static str {
     match kind {
         TransportKind::Shm => "shm",
         TransportKind::Verbs => "verbs",
         TransportKind::Sim => "sim",
     }
+}
+
+/// Reported counters under their names. What this director does not know is left out, and what the member
+/// does not know is zero.
+fn named(names: impl Iterator<Item = &'static str>, values: &[u64]) -> BTreeMap<String, u64> {
+    let values = values.iter().copied().chain(std::iter::repeat(0));
+    names.zip(values).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// A sum of what others report, so it may be anything.

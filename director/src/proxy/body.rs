@@ -1,15 +1,20 @@
 //! Request bodies that can be sent again, and response bodies that keep their places until they have ended.
 
-use crate::limits;
-use crate::proxy::linger::Asked;
+use crate::proxy::asked::{Asked, Spoil};
+use crate::proxy::browser::Answering;
+use crate::proxy::expect::{Gate, Wish};
+use crate::proxy::headers;
 use crate::proxy::upstream::Place;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use hyper::HeaderMap;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::Sleep;
 
 /// Error of a body: the peer's, or that a body that can be read once was read already.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -18,8 +23,8 @@ pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug)]
 pub enum Kept {
     /// All of it: it can be sent any number of times.
-    Whole(Bytes),
-    /// Too much to keep: it can be sent again only while nobody has read from it.
+    Whole(Bytes, Option<HeaderMap>),
+    /// Too much to keep, or not asked for yet: it can be sent again only while nobody has read from it.
     Once(Arc<Mutex<Option<Streamed>>>),
 }
 
@@ -30,51 +35,49 @@ pub struct Streamed {
     rest: Asked,
 }
 
-/// Why a body could not be taken.
-#[derive(Debug)]
-pub enum Unkept {
-    /// The client did not send it in time.
-    Late,
-    /// The client's connection broke.
-    Broken(hyper::Error),
-}
-
 impl Kept {
-    /// Reads the body if it has at most `bytes_max` bytes, and otherwise keeps the way to it.
+    /// Reads the body if it has at most `bytes_max` bytes, which may take `time`, and otherwise keeps the way
+    /// to it.
     ///
     /// # Errors
-    /// If the client is too slow, or gone.
-    pub async fn take(body: Asked, bytes_max: usize) -> Result<Self, Unkept> {
+    /// If the browser is too slow, or gone, or sends what it may not.
+    pub async fn take(body: Asked, bytes_max: usize, time: Duration) -> Result<Self, Spoil> {
         if body.is_end_stream() {
-            return Ok(Self::Whole(Bytes::new()));
+            return Ok(Self::Whole(Bytes::new(), None));
         }
         if body.size_hint().lower() > bytes_max as u64 {
-            return Ok(Self::once(VecDeque::new(), body));
+            return Ok(Self::unread(body));
         }
-        match tokio::time::timeout(limits::BODY_WAIT, Self::read(body, bytes_max)).await {
-            Ok(kept) => kept.map_err(Unkept::Broken),
-            Err(_) => Err(Unkept::Late),
-        }
+        tokio::time::timeout(time, Self::read(body, bytes_max)).await.unwrap_or(Err(Spoil::Late))
     }
 
-    async fn read(mut body: Asked, bytes_max: usize) -> Result<Self, hyper::Error> {
+    /// A body that nobody reads before a node wants it.
+    pub fn unread(body: Asked) -> Self {
+        Self::once(VecDeque::new(), body)
+    }
+
+    async fn read(mut body: Asked, bytes_max: usize) -> Result<Self, Spoil> {
         let mut pieces = VecDeque::new();
         let mut bytes = 0;
+        let mut trailers = None;
         while let Some(frame) = body.frame().await {
-            // Trailers are of no use to a node.
-            let Ok(piece) = frame?.into_data() else { continue };
-            bytes += piece.len();
-            pieces.push_back(piece);
-            if bytes > bytes_max {
-                return Ok(Self::once(pieces, body));
+            match frame?.into_data() {
+                Ok(piece) => {
+                    bytes += piece.len();
+                    pieces.push_back(piece);
+                    if bytes > bytes_max {
+                        return Ok(Self::once(pieces, body));
+                    }
+                }
+                Err(frame) => trailers = frame.into_trailers().ok().filter(|trailers| !trailers.is_empty()),
             }
         }
         if pieces.len() == 1 {
-            return Ok(Self::Whole(pieces.pop_front().unwrap_or_default()));
+            return Ok(Self::Whole(pieces.pop_front().unwrap_or_default(), trailers));
         }
         let mut whole = BytesMut::with_capacity(bytes);
         pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
-        Ok(Self::Whole(whole.freeze()))
+        Ok(Self::Whole(whole.freeze(), trailers))
     }
 
     fn once(first: VecDeque<Bytes>, rest: Asked) -> Self {
@@ -84,15 +87,23 @@ impl Kept {
     /// A body to send; `None` if it was read from already and cannot be had again.
     pub fn again(&self) -> Option<OutBody> {
         match self {
-            Self::Whole(bytes) if bytes.is_empty() => Some(OutBody::Whole(None)),
-            Self::Whole(bytes) => Some(OutBody::Whole(Some(bytes.clone()))),
+            Self::Whole(bytes, None) if bytes.is_empty() => Some(OutBody::Whole(None, None)),
+            Self::Whole(bytes, trailers) => Some(OutBody::Whole(Some(bytes.clone()), trailers.clone())),
             Self::Once(shared) => {
                 let hint = match &*shared.lock().unwrap_or_else(PoisonError::into_inner) {
                     Some(streamed) => streamed.size_hint(),
                     None => return None,
                 };
-                Some(OutBody::Shared { shared: Arc::clone(shared), hint })
+                Some(OutBody::Shared { shared: Arc::clone(shared), hint, gate: None })
             }
+        }
+    }
+
+    /// Trailers that have come already.
+    pub fn trailers(&self) -> Option<&HeaderMap> {
+        match self {
+            Self::Whole(_, trailers) => trailers.as_ref(),
+            Self::Once(_) => None,
         }
     }
 }
@@ -117,17 +128,28 @@ impl Streamed {
 /// A request body on its way to a node.
 #[derive(Debug)]
 pub enum OutBody {
-    /// Bytes.
-    Whole(Option<Bytes>),
+    /// Bytes, and trailers.
+    Whole(Option<Bytes>, Option<HeaderMap>),
     /// A streamed body that nobody has read from yet.
     Shared {
         /// Where it is taken from at the first read.
         shared: Arc<Mutex<Option<Streamed>>>,
         /// Its size.
         hint: SizeHint,
+        /// What the first read waits for.
+        gate: Option<Gate>,
     },
     /// A streamed body that is this one's now.
     Taken(Streamed),
+}
+
+impl OutBody {
+    /// Nothing of a streamed body is read before the gate opens.
+    pub fn wait_for(&mut self, opens: Gate) {
+        if let Self::Shared { gate, .. } = self {
+            *gate = Some(opens);
+        }
+    }
 }
 
 impl Body for OutBody {
@@ -138,7 +160,10 @@ impl Body for OutBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Self::Shared { shared, .. } = &*self {
+        if let Self::Shared { shared, gate, .. } = &mut *self {
+            if let Some(gate) = gate {
+                ready!(gate.poll(cx))?;
+            }
             let taken = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
             match taken {
                 Some(streamed) => *self = Self::Taken(streamed),
@@ -146,19 +171,28 @@ impl Body for OutBody {
             }
         }
         match &mut *self {
-            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Whole(bytes, trailers) => {
+                Poll::Ready(match bytes.take().filter(|bytes| !bytes.is_empty()) {
+                    Some(bytes) => Some(Ok(Frame::data(bytes))),
+                    None => trailers.take().map(|trailers| Ok(Frame::trailers(trailers))),
+                })
+            }
             Self::Taken(streamed) => streamed.poll(cx),
             Self::Shared { .. } => Poll::Ready(None),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Whole(None))
+        matches!(self, Self::Whole(None, None))
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            // Only a body in chunks can have trailers.
+            Self::Whole(_, Some(_)) => SizeHint::default(),
+            Self::Whole(bytes, None) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Self::Shared { hint, .. } => *hint,
             Self::Taken(streamed) => streamed.size_hint(),
         }
@@ -167,45 +201,86 @@ impl Body for OutBody {
 
 /// A response body on its way to a browser.
 #[derive(Debug)]
-pub enum InBody<P> {
+pub struct InBody<P> {
+    from: From<P>,
+    /// The answer has not ended while this is here.
+    answering: Option<Answering>,
+}
+
+#[derive(Debug)]
+enum From<P> {
     /// The director's own words.
     Own(Option<Bytes>),
-    /// A node's, with the places that the request takes until it has ended.
-    Node {
-        /// The body.
-        body: Incoming,
-        /// Its place at the node.
-        place: Place,
-        /// Its place among the requests under way.
-        admitted: P,
-    },
+    /// A node's, and the time of its silence.
+    Node(Box<FromNode<P>>, Option<Pin<Box<Sleep>>>),
+}
+
+/// A node's body, with what the request takes until it has ended.
+#[derive(Debug)]
+pub struct FromNode<P> {
+    /// The body.
+    pub body: Incoming,
+    /// Its place at the node.
+    pub place: Place,
+    /// Its place among the requests under way.
+    pub admitted: P,
+    /// The word that the request's body is, or was, wanted: without it that body ends, too.
+    pub wish: Option<Wish>,
+    /// Longest silence.
+    pub silence: Duration,
+}
+
+impl<P> InBody<P> {
+    /// The director's own words.
+    pub fn own(text: String) -> Self {
+        let bytes = Some(Bytes::from(text)).filter(|bytes| !bytes.is_empty());
+        Self { from: From::Own(bytes), answering: None }
+    }
+
+    /// A node's body.
+    pub fn node(node: FromNode<P>) -> Self {
+        Self { from: From::Node(Box::new(node), None), answering: None }
+    }
+
+    /// The answer ends with this.
+    pub fn answer(&mut self, answering: Answering) {
+        self.answering = Some(answering);
+    }
 }
 
 impl<P: Unpin> Body for InBody<P> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match &mut *self {
-            Self::Own(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Node { body, .. } => Pin::new(body).poll_frame(cx),
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let (node, timer) = match &mut self.from {
+            From::Own(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            From::Node(node, timer) => (node, timer),
+        };
+        if let Poll::Ready(frame) = Pin::new(&mut node.body).poll_frame(cx) {
+            *timer = None;
+            let frame = frame.map(|frame| frame.map(headers::without_bad_trailers).map_err(Into::into));
+            return Poll::Ready(frame);
         }
+        let silence = node.silence;
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(silence)));
+        timer.as_mut().poll(cx).map(|()| Some(Err("the web node has fallen silent".into())))
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Own(bytes) => bytes.is_none(),
-            Self::Node { body, .. } => body.is_end_stream(),
+        match &self.from {
+            From::Own(bytes) => bytes.is_none(),
+            From::Node(node, _) => node.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Node { body, .. } => body.size_hint(),
+        match &self.from {
+            From::Own(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            From::Node(node, _) => node.body.size_hint(),
         }
     }
 }

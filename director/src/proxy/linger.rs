@@ -6,11 +6,9 @@
 //! comes, for a bounded time; and it says `Connection: close`, so that the browser need not send the rest.
 
 use crate::limits;
-use hyper::body::{Body, Bytes, Frame, Incoming, SizeHint};
+use crate::proxy::browser::{Browser, Upgrade};
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,99 +17,11 @@ use tokio::time::{Instant, Sleep};
 /// Bytes that are dropped at once.
 const DROP_BYTES: usize = 16 << 10;
 
-/// What the parts of the proxy know of a connection: its stream, the body of its request, the answer.
-#[derive(Clone, Debug, Default)]
-pub struct Unread(Arc<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    /// Bytes have come since the last request that was read to its end.
-    any: AtomicBool,
-    /// A request was answered that has not been read to its end, and will not be of use.
-    refused: AtomicBool,
-}
-
-impl Unread {
-    /// Whether a request was begun that has not been read to its end.
-    pub fn any(&self) -> bool {
-        self.0.any.load(Ordering::Relaxed)
-    }
-
-    /// The request is answered and the rest of it is of no use: it is waited for no longer than
-    /// [`limits::LINGER_MAX`].
-    pub fn refuse(&self) {
-        self.0.refused.store(true, Ordering::Relaxed);
-    }
-
-    fn begun(&self) {
-        self.0.any.store(true, Ordering::Relaxed);
-    }
-
-    fn ended(&self) {
-        self.0.any.store(false, Ordering::Relaxed);
-    }
-
-    fn refused(&self) -> bool {
-        self.0.refused.load(Ordering::Relaxed)
-    }
-}
-
-/// A request's body that notes when it was read to its end.
-#[derive(Debug)]
-pub struct Asked {
-    body: Incoming,
-    unread: Unread,
-}
-
-impl Asked {
-    /// The body of a request that came over the connection of `unread`.
-    pub fn new(body: Incoming, unread: Unread) -> Self {
-        if body.is_end_stream() {
-            unread.ended();
-        }
-        Self { body, unread }
-    }
-
-    /// What is known of its connection.
-    pub fn unread(&self) -> Unread {
-        self.unread.clone()
-    }
-}
-
-impl Body for Asked {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        let is_last = match &frame {
-            None => true,
-            Some(Ok(_)) => self.body.is_end_stream(),
-            Some(Err(_)) => false,
-        };
-        if is_last {
-            self.unread.ended();
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 /// A connection that lingers at its end if the browser may still be sending.
 #[derive(Debug)]
 pub struct Lingering<S> {
     stream: S,
-    unread: Unread,
+    browser: Browser,
     /// Since a request was refused, or since our side was closed.
     end: Option<Instant>,
     /// The next time to look at: the end, or when the browser has been silent for too long.
@@ -121,8 +31,8 @@ pub struct Lingering<S> {
 
 impl<S> Lingering<S> {
     /// A connection, and what is known of it.
-    pub fn new(stream: S, unread: Unread) -> Self {
-        Self { stream, unread, end: None, timer: None, closed: false }
+    pub fn new(stream: S, browser: Browser) -> Self {
+        Self { stream, browser, end: None, timer: None, closed: false }
     }
 
     /// Whether the time after a refusal is over; arms the timer at the first call after it.
@@ -149,13 +59,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        if self.unread.refused() && self.is_over(limits::LINGER_MAX, cx) {
+        if self.browser.is_refused() && self.is_over(limits::LINGER_MAX, cx) {
             // To the reader the browser has gone.
             return Poll::Ready(Ok(()));
         }
         ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         if buf.filled().len() > before {
-            self.unread.begun();
+            self.browser.heard();
         }
         Poll::Ready(Ok(()))
     }
@@ -163,7 +73,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Lingering<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.unread.refused() {
+        if self.browser.is_refused() {
             // Arms the timer: a silent browser wakes nobody.
             self.is_over(limits::LINGER_MAX, cx);
         }
@@ -181,7 +91,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
             // From now on its silence counts, too.
             self.timer = None;
         }
-        if !self.unread.any() {
+        // At the other end of a tunnel it is up to the two how it ends.
+        if !self.browser.is_unread() || self.browser.upgrade() == Upgrade::Yes {
             return Poll::Ready(Ok(()));
         }
         loop {
@@ -208,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.unread.refused() {
+        if self.browser.is_refused() {
             self.is_over(limits::LINGER_MAX, cx);
         }
         Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)

@@ -1,23 +1,32 @@
 //! The phases of a request, as functions in their order: admit, identify, keep the body, choose, send, judge,
 //! answer.
 
+use crate::access_log::Notes;
 use crate::limits;
 use crate::metrics::{Metrics, Outcome};
-use crate::proxy::body::{InBody, Kept, Unkept};
+use crate::proxy::asked::{Asked, Progress};
+use crate::proxy::body::{FromNode, InBody, Kept, OutBody};
+use crate::proxy::browser::Upgrade;
+use crate::proxy::client::Client;
+use crate::proxy::expect::{self, Expected, Wish};
+use crate::proxy::failure::Failure;
 use crate::proxy::headers;
-use crate::proxy::linger::Asked;
+use crate::proxy::http2;
+use crate::proxy::redirect::redirect;
 use crate::proxy::routes::{Choice, Routes, Table};
-use crate::proxy::upstream::{Place, Upstream};
-use bytes::Bytes;
+use crate::proxy::settings::{Live, Settings};
+use crate::proxy::tunnel::{self, Tunnel};
+use crate::proxy::upstream::{Entry, Place, Upstream};
+use arc_swap::ArcSwap;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
+use hyper::header::{CONNECTION, EXPECT, HOST, HeaderValue, TRAILER, TRANSFER_ENCODING};
 use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Scheme, Uri};
 use hyper::{Method, Request, Response, StatusCode, Version};
 use selvage_fabric::config::Config;
-use selvage_fabric::ident::{Cookie, CookieKey, Incarnation};
+use selvage_fabric::ident::{Cookie, Incarnation};
 use selvage_fabric::limits::ELSEWHERE_MAX;
-use std::net::IpAddr;
+use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -28,11 +37,7 @@ use tokio_util::sync::CancellationToken;
 /// The proxy's settings and shared state.
 #[derive(Debug)]
 pub struct Proxy {
-    cookie_name: String,
-    keys: Vec<CookieKey>,
-    hold: Duration,
-    resend_body_bytes: usize,
-    requests_max: usize,
+    settings: Live,
     routes: Arc<Routes>,
     metrics: Arc<Metrics>,
     under_way: AtomicUsize,
@@ -48,49 +53,51 @@ pub struct Admitted(Arc<Proxy>);
 /// A response to a browser.
 pub type Answer = Response<InBody<Admitted>>;
 
-/// Why a request ends without a node's answer.
-#[derive(Debug)]
-enum Failure {
-    TooMany,
-    NotForward,
-    BodyLate,
-    BodyBroken(hyper::Error),
-    Unrouted(&'static str),
-    NotRepeatable,
-    TooManyElsewhere,
-    NodeLate,
-    Lost(String),
+/// A node's answer, and what the request takes until it has ended.
+struct Answered {
+    response: Response<Incoming>,
+    place: Place,
+    wish: Option<Wish>,
 }
 
 /// What came of one send.
 enum Sent {
-    Answered(Response<Incoming>, Place),
+    Answered(Box<Answered>),
     /// Nothing can have reached the node.
     Unsent,
     /// The node may have taken it.
     Lost(String),
+    /// It has answered, and nobody can say what.
+    Garbled(String),
     Late,
 }
 
 /// What a request has been through.
 struct Way {
+    /// For the wait for a node that can take it.
     deadline: Instant,
+    /// For the wait for a place, once it waits for one.
+    queue_deadline: Option<Instant>,
+    /// Another protocol that the browser asks for.
+    upgrade: Option<tunnel::Asked>,
+    /// Whether the browser waits for `100 Continue`.
+    is_awaited: bool,
+    progress: Arc<Progress>,
     directed: Option<Incarnation>,
     refused: Vec<Incarnation>,
     elsewhere: u32,
     sends: u32,
     watch: watch::Receiver<Arc<Table>>,
+    /// For the access log.
+    notes: Option<Arc<Notes>>,
 }
 
 impl Proxy {
     /// From the configuration.
     pub fn new(config: &Config, routes: Arc<Routes>, metrics: Arc<Metrics>) -> Arc<Self> {
+        routes.configure(config);
         Arc::new(Self {
-            cookie_name: config.session.cookie_name.clone(),
-            keys: config.cluster.cookie_keys.clone(),
-            hold: Duration::from_millis(config.director.hold_ms),
-            resend_body_bytes: config.director.resend_body_bytes,
-            requests_max: config.director.requests_max,
+            settings: Arc::new(ArcSwap::from_pointee(Settings::new(config))),
             routes,
             metrics,
             under_way: AtomicUsize::new(0),
@@ -99,9 +106,35 @@ impl Proxy {
         })
     }
 
+    /// Counters.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// What counts at each time.
+    pub fn live(&self) -> Live {
+        Arc::clone(&self.settings)
+    }
+
+    /// What counts for requests that begin now.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// Takes another configuration; requests under way go on by the one that they began with.
+    pub fn configure(&self, config: &Config) {
+        self.routes.configure(config);
+        self.settings.store(Arc::new(Settings::new(config)));
+    }
+
     /// From now on every answer is the last one on its connection.
     pub fn close_connections(&self) {
         self.closing.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether no request and no tunnel is under way, here or at a director that has handed over to this one.
+    pub fn is_idle(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) == 0 && self.routes.is_alone()
     }
 
     /// Requests that wait for a node do so no longer.
@@ -115,91 +148,117 @@ impl Proxy {
     }
 
     /// A request from its head to its answer. Never fails: what goes wrong is an answer, too.
-    pub async fn serve(self: Arc<Self>, request: Request<Asked>, client: IpAddr) -> Answer {
-        let unread = request.body().unread();
-        let answer = match Self::admit(&self) {
-            Ok(admitted) => self.pass(request, client, admitted).await,
-            Err(failure) => Err(failure),
-        };
-        let mut answer = match answer {
-            Ok(answer) => {
-                self.metrics.request(Outcome::of(answer.status()));
-                answer
+    pub async fn serve(self: Arc<Self>, request: Request<Asked>, client: Client) -> Answer {
+        let began = Instant::now();
+        let settings = self.settings();
+        let (browser, version) = (request.body().browser(), request.version());
+        let notes = request.extensions().get::<Arc<Notes>>().cloned();
+        let (answering, fault) = browser.begin();
+        let answer = match (fault, Self::admit(&self, &settings)) {
+            (Some(fault), _) => {
+                // What has come behind it will not be read.
+                browser.heard();
+                notes.iter().for_each(|notes| notes.is_no_request());
+                Err(Failure::Framing(fault))
             }
-            Err(failure) => {
-                self.metrics.request(failure.outcome());
-                failure.answer()
-            }
+            (None, Ok(admitted)) => match redirect(&request, client, &settings) {
+                Some(answer) => Ok(answer),
+                None => self.pass(request, client, &settings, admitted).await,
+            },
+            (None, Err(failure)) => Err(failure),
         };
-        // Refused, or sent elsewhere, before all of it has come: nobody needs the rest.
-        let refused = unread.any() && !answer.status().is_success();
-        if refused {
-            unread.refuse();
+        let (outcome, mut answer) = match answer {
+            Ok(answer) => (Outcome::of(answer.status()), answer),
+            Err(failure) => (failure.outcome(), failure.answer()),
+        };
+        self.metrics.request(outcome, answer.status(), began.elapsed());
+        notes.iter().for_each(|notes| notes.ended(outcome));
+        let is_switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+        answering.decide_upgrade(if is_switched { Upgrade::Yes } else { Upgrade::No });
+        answer.body_mut().answer(answering);
+        if is_switched {
+            return answer;
         }
-        if refused || self.closing.load(Ordering::Relaxed) {
+        // Refused, or sent elsewhere, before all of it has come: nobody needs the rest.
+        let refused = browser.is_unread() && !answer.status().is_success();
+        if refused {
+            browser.refuse();
+        }
+        // An HTTP/2 connection ends in its own way.
+        if version < Version::HTTP_2 && (refused || self.closing.load(Ordering::Relaxed)) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }
 
     /// Phase 1: no more requests at once than configured.
-    fn admit(self: &Arc<Self>) -> Result<Admitted, Failure> {
+    fn admit(self: &Arc<Self>, settings: &Settings) -> Result<Admitted, Failure> {
         let admitted = Admitted(Arc::clone(self));
         let before = self.under_way.fetch_add(1, Ordering::Relaxed);
-        if before >= self.requests_max { Err(Failure::TooMany) } else { Ok(admitted) }
+        if before >= settings.requests_max { Err(Failure::TooMany) } else { Ok(admitted) }
     }
 
     async fn pass(
-        &self,
+        self: &Arc<Self>,
         request: Request<Asked>,
-        client: IpAddr,
+        client: Client,
+        settings: &Settings,
         admitted: Admitted,
     ) -> Result<Answer, Failure> {
-        let (mut head, body) = request.into_parts();
-        let session = self.identify(&mut head, client)?;
-        let body = Kept::take(body, self.resend_body_bytes).await.map_err(Failure::from)?;
+        let (mut head, mut body) = request.into_parts();
+        let progress = body.progress();
+        let notes = head.extensions.remove::<Arc<Notes>>();
+        body.bound(settings.body_bytes_max, settings.body_timeout)?;
+        let is_awaited = match expect::expected(&head.headers, head.version) {
+            Expected::Unknown => return Err(Failure::Expectation),
+            expected => expected == Expected::Continue && !body.is_end_stream(),
+        };
+        let upgrade = tunnel::Asked::of(&mut head);
+        let session = identify(&mut head, client, settings)?;
+        if session.is_none() && headers::brings(&head.headers, &settings.cookie_name) {
+            self.metrics.forged_cookies.inc();
+        }
+        let body = match is_awaited {
+            true => Kept::unread(body),
+            false => Kept::take(body, settings.resend_body_bytes, settings.body_timeout).await?,
+        };
+        if let Some(names) = body.trailers().and_then(headers::names_of) {
+            head.headers.insert(TRAILER, names);
+        }
+        if let Some(upgrade) = &upgrade {
+            upgrade.put(&mut head.headers);
+        }
         let mut way = Way {
-            deadline: Instant::now() + self.hold,
+            deadline: Instant::now() + settings.hold,
+            queue_deadline: None,
+            upgrade,
+            is_awaited,
+            progress,
             directed: None,
             refused: Vec::new(),
             elsewhere: 0,
             sends: 0,
             watch: self.routes.watch(),
+            notes,
         };
         loop {
-            let place = self.choose(session, &mut way).await?;
-            let sent = self.send(place, &head, &body, &mut way).await?;
-            if let Some(response) = self.judge(sent, &head.method, &body, &mut way).await? {
-                return Ok(answer(response, admitted));
+            let held = self.choose(session, settings, &mut way).await?;
+            let sent = self.send(held, &head, &body, settings, &mut way).await?;
+            if let Some(answered) = self.judge(sent, &head.method, &body, &mut way).await? {
+                return Ok(self.answer(*answered, admitted, settings, way.upgrade));
             }
         }
-    }
-
-    /// Phase 2: the session that the request belongs to; the head made fit for a node.
-    fn identify(&self, head: &mut Parts, client: IpAddr) -> Result<Option<Cookie>, Failure> {
-        if head.method == Method::CONNECT || head.uri.path_and_query().is_none() {
-            return Err(Failure::NotForward);
-        }
-        if !headers::names_one_host(&head.headers, head.version) {
-            return Err(Failure::NotForward);
-        }
-        // A request in absolute form names its host there, whatever the header says (RFC 9112, 3.2.2).
-        if let Some(authority) = head.uri.authority() {
-            let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::NotForward)?;
-            if !headers::is_host(&host) {
-                return Err(Failure::NotForward);
-            }
-            head.headers.insert(HOST, host);
-        }
-        headers::for_node(&mut head.headers, client);
-        head.version = Version::HTTP_11;
-        Ok(headers::session(&head.headers, &self.cookie_name, &self.keys))
     }
 
     // Phase 3, keeping the body, is `Kept::take`.
 
     /// Phase 4: a place at the node that hosts the session, or will; waits for the view, bounded.
-    async fn choose(&self, session: Option<Cookie>, way: &mut Way) -> Result<Held, Failure> {
+    async fn choose(
+        &self,
+        session: Option<Cookie>,
+        settings: &Settings,
+        way: &mut Way,
+    ) -> Result<Held, Failure> {
         loop {
             let table = way.watch.borrow_and_update().clone();
             // A node that has just refused is tried again after a pause, unless the view changes before.
@@ -210,7 +269,7 @@ impl Proxy {
                     "the web node cannot be reached"
                 }
                 Choice::Go(upstream) => {
-                    let place = upstream.enter();
+                    let Some(place) = self.enter(&upstream, settings, way).await? else { continue };
                     // Whoever waits for this node to become idle has set the hold before it looked at the
                     // places, so either it sees this place or this sees the hold.
                     if self.routes.now().takes(upstream.incarnation) {
@@ -233,8 +292,49 @@ impl Proxy {
         }
     }
 
+    /// A place at the node, bounded in number and time; `None` if the node does not take requests any more.
+    async fn enter(
+        &self,
+        upstream: &Arc<Upstream>,
+        settings: &Settings,
+        way: &mut Way,
+    ) -> Result<Option<Place>, Failure> {
+        let mut place = match upstream.enter(settings.queue_max) {
+            Entry::Now(place) => return Ok(Some(place)),
+            Entry::Full => return Err(Failure::QueueFull),
+            Entry::Later(place) => place,
+        };
+        let _queued = self.metrics.queued();
+        let begun = Instant::now();
+        let deadline = *way.queue_deadline.get_or_insert(begun + settings.queue_timeout);
+        let place = loop {
+            tokio::select! {
+                biased;
+                place = &mut place => break place.ok(),
+                () = self.stop.cancelled() => return Err(Failure::Unrouted("the director stops")),
+                () = tokio::time::sleep_until(deadline) => return Err(Failure::QueueLate),
+                _ = way.watch.changed() => {
+                    if !self.routes.now().takes(upstream.incarnation) {
+                        break None;
+                    }
+                }
+            }
+        };
+        // Time in the queue is none of the hold.
+        way.deadline += begun.elapsed();
+        way.note(|notes| notes.queued(begun.elapsed()));
+        Ok(place)
+    }
+
     /// Phase 5: sends the request to the node.
-    async fn send(&self, held: Held, head: &Parts, body: &Kept, way: &mut Way) -> Result<Sent, Failure> {
+    async fn send(
+        &self,
+        held: Held,
+        head: &Parts,
+        body: &Kept,
+        settings: &Settings,
+        way: &mut Way,
+    ) -> Result<Sent, Failure> {
         let Held { upstream, place } = held;
         let body = body.again().ok_or(Failure::NotRepeatable)?;
         let mut request = Request::new(body);
@@ -245,20 +345,30 @@ impl Proxy {
             // Unasked, hyper sends no body of unknown length with a GET: the node would see another request.
             request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
         }
+        let wish = way.is_awaited.then(|| await_wish(&mut request));
         if way.sends > 0 {
             self.metrics.retries.inc();
         }
         way.sends += 1;
-        let answered = tokio::time::timeout(limits::RESPONSE_WAIT, upstream.client.request(request)).await;
+        way.note(|notes| notes.sent(&upstream.name));
+        let late = answer_late(Arc::clone(&way.progress), settings.response_timeout);
+        let answered = tokio::select! {
+            answered = upstream.client.request(request) => Ok(answered),
+            () = late => Err(()),
+        };
         Ok(match answered {
-            Err(_) => Sent::Late,
+            Err(()) => Sent::Late,
             // A zombie's answers go nowhere, not even one that came in just before the cut.
             Ok(Ok(_)) if upstream.is_cut() => Sent::Lost("the web node is gone".to_owned()),
-            Ok(Ok(response)) => Sent::Answered(response, place),
+            Ok(Ok(response)) => {
+                wish.iter().for_each(Wish::answered);
+                Sent::Answered(Box::new(Answered { response, place, wish }))
+            }
             Ok(Err(error)) if error.is_connect() => {
                 way.refused.push(upstream.incarnation);
                 Sent::Unsent
             }
+            Ok(Err(error)) if is_garbled(&error) => Sent::Garbled(error.to_string()),
             Ok(Err(error)) => {
                 // One worker may have died while the node lives on, so the next try may go there again, after
                 // a pause.
@@ -275,55 +385,146 @@ impl Proxy {
         method: &Method,
         body: &Kept,
         way: &mut Way,
-    ) -> Result<Option<(Response<Incoming>, Place)>, Failure> {
+    ) -> Result<Option<Box<Answered>>, Failure> {
         match sent {
-            // The director asks for no other protocol, so there is no connection to give away.
-            Sent::Answered(response, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                Err(Failure::Lost("it switched to another protocol unasked".to_owned()))
-            }
-            Sent::Answered(response, _) if !headers::names_one_length(response.headers()) => {
-                Err(Failure::Lost("its answer has more than one length".to_owned()))
-            }
-            Sent::Answered(response, place) => {
+            Sent::Answered(answered) => {
+                let response = &answered.response;
+                let headers = response.headers();
+                let is_switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+                if is_switched && !way.upgrade.as_ref().is_some_and(|upgrade| upgrade.is_granted(headers)) {
+                    return Err(Failure::Lost("it switched to another protocol unasked".to_owned()));
+                }
+                if !headers::names_one_length(headers) {
+                    return Err(Failure::Lost("its answer has more than one length".to_owned()));
+                }
                 let elsewhere = match response.status() {
-                    StatusCode::MISDIRECTED_REQUEST => headers::elsewhere(response.headers()),
+                    StatusCode::MISDIRECTED_REQUEST => headers::elsewhere(headers),
                     _ => None,
                 };
-                let Some(host) = elsewhere else { return Ok(Some((response, place))) };
-                // "Elsewhere" says that the node has done nothing, so any method may be sent on.
-                self.metrics.elsewhere.inc();
-                if self.routes.now().upstream(host).is_none() {
-                    // The node goes by an older view, in which that host still lives: it will have the newer
-                    // one soon.
-                    way.wait(Some(limits::BEHIND_PAUSE), "the web node's view is behind", &self.stop).await?;
-                    return Ok(None);
-                }
-                way.elsewhere += 1;
-                if way.elsewhere > ELSEWHERE_MAX {
-                    return Err(Failure::TooManyElsewhere);
-                }
-                way.directed = Some(host);
-                Ok(None)
+                let Some(host) = elsewhere else { return Ok(Some(answered)) };
+                // Its place is another's now.
+                drop(answered);
+                self.redirect(host, way).await
             }
             Sent::Unsent => Ok(None),
             // It may have been carried out: only what may be done twice is sent again.
-            Sent::Lost(_)
-                if method.is_idempotent() && body.again().is_some() && way.sends < limits::SENDS_MAX =>
-            {
-                Ok(None)
-            }
-            Sent::Lost(why) => Err(Failure::Lost(why)),
+            Sent::Lost(why) => match way.progress.spoil() {
+                Some(spoil) => Err(spoil.into()),
+                None if method.is_idempotent() && body.again().is_some() && way.sends < limits::SENDS_MAX => {
+                    Ok(None)
+                }
+                None => Err(Failure::Lost(why)),
+            },
+            // It would say the same again.
+            Sent::Garbled(why) => Err(Failure::Lost(why)),
             Sent::Late => Err(Failure::NodeLate),
+        }
+    }
+
+    /// The node says that another one hosts the session. It has done nothing, so any method may be sent on.
+    async fn redirect(&self, host: Incarnation, way: &mut Way) -> Result<Option<Box<Answered>>, Failure> {
+        self.metrics.elsewhere.inc();
+        way.note(Notes::elsewhere);
+        if self.routes.now().upstream(host).is_none() {
+            // The node goes by an older view, in which that host still lives: it will have the newer one
+            // soon.
+            way.wait(Some(limits::BEHIND_PAUSE), "the web node's view is behind", &self.stop).await?;
+            return Ok(None);
+        }
+        way.elsewhere += 1;
+        if way.elsewhere > ELSEWHERE_MAX {
+            return Err(Failure::TooManyElsewhere);
+        }
+        way.directed = Some(host);
+        Ok(None)
+    }
+
+    /// Phase 7: the node's answer for the browser, or the beginning of a tunnel.
+    fn answer(
+        &self,
+        Answered { mut response, place, wish }: Answered,
+        admitted: Admitted,
+        settings: &Settings,
+        upgrade: Option<tunnel::Asked>,
+    ) -> Answer {
+        let version = response.version();
+        *response.version_mut() = Version::HTTP_11;
+        match upgrade {
+            Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let node = hyper::upgrade::on(&mut response);
+                let (routes, settings) = (Arc::clone(&self.routes), Arc::clone(&self.settings));
+                let tunnel = Tunnel { place, admitted, routes, settings, stop: self.stop.clone() };
+                tokio::spawn(tunnel.run(upgrade, node));
+                tunnel::for_browser(response.headers_mut(), version);
+                response.map(|_| InBody::own(String::new()))
+            }
+            _ => {
+                headers::for_browser(response.headers_mut(), version);
+                let silence = settings.idle_timeout;
+                response.map(|body| InBody::node(FromNode { body, place, admitted, wish, silence }))
+            }
         }
     }
 }
 
-/// Phase 7: the node's answer for the browser.
-fn answer((response, place): (Response<Incoming>, Place), admitted: Admitted) -> Answer {
-    let (mut head, body) = response.into_parts();
-    headers::for_browser(&mut head.headers);
+/// Waits until a node has had `time` for its answer since the last of the request's body came.
+async fn answer_late(progress: Arc<Progress>, time: Duration) {
+    let begun = Instant::now();
+    loop {
+        let end = progress.heard().map_or(begun, |heard| heard.max(begun)) + time;
+        if Instant::now() >= end {
+            return;
+        }
+        tokio::time::sleep_until(end).await;
+    }
+}
+
+/// Whether an answer came that is none.
+fn is_garbled(error: &hyper_util::client::legacy::Error) -> bool {
+    error
+        .source()
+        .and_then(|source| source.downcast_ref::<hyper::Error>())
+        .is_some_and(hyper::Error::is_parse)
+}
+
+/// Lets the node say whether it wants the body.
+fn await_wish(request: &mut Request<OutBody>) -> Wish {
+    let (wish, gate) = expect::pair();
+    request.body_mut().wait_for(gate);
+    request.headers_mut().insert(EXPECT, HeaderValue::from_static("100-continue"));
+    let hears = wish.clone();
+    hyper::ext::on_informational(request, move |interim| hears.interim(interim.status()));
+    wish
+}
+
+/// Phase 2: the session that the request belongs to; the head made fit for a node.
+fn identify(head: &mut Parts, client: Client, settings: &Settings) -> Result<Option<Cookie>, Failure> {
+    if head.method == Method::CONNECT || head.uri.path_and_query().is_none() {
+        return Err(Failure::NotForward);
+    }
+    if head.version >= Version::HTTP_2
+        && let Some(fault) = http2::check(head, &settings.head)
+    {
+        return Err(Failure::Framing(fault));
+    }
+    // In HTTP/2 the host is a part of the target, and a header beside it is not needed.
+    let is_named = head.version >= Version::HTTP_2 && head.uri.authority().is_some();
+    let is_silent = is_named && !head.headers.contains_key(HOST);
+    if !is_silent && !headers::names_one_host(&head.headers, head.version) {
+        return Err(Failure::NotForward);
+    }
+    // A request in absolute form names its host there, whatever the header says (RFC 9112, 3.2.2).
+    if let Some(authority) = head.uri.authority() {
+        let host = HeaderValue::from_str(authority.as_str()).map_err(|_| Failure::NotForward)?;
+        if !headers::is_host(&host) {
+            return Err(Failure::NotForward);
+        }
+        head.headers.insert(HOST, host);
+    }
+    let client = client.behind(&head.headers, &settings.trusted);
+    headers::for_node(&mut head.headers, head.version, &client);
     head.version = Version::HTTP_11;
-    Response::from_parts(head, InBody::Node { body, place, admitted })
+    Ok(headers::session(&head.headers, &settings.cookie_name, &settings.keys))
 }
 
 /// A chosen node and the request's place there.
@@ -333,6 +534,12 @@ struct Held {
 }
 
 impl Way {
+    fn note(&self, what: impl FnOnce(&Notes)) {
+        if let Some(notes) = &self.notes {
+            what(notes);
+        }
+    }
+
     /// Waits for another table, at most `pause` if given, never past the deadline.
     async fn wait(
         &mut self,
@@ -345,11 +552,13 @@ impl Way {
             return Err(Failure::Unrouted(why));
         }
         let until = pause.map_or(self.deadline, |pause| self.deadline.min(now + pause));
-        tokio::select! {
+        let waited = tokio::select! {
             () = stop.cancelled() => Err(Failure::Unrouted("the director stops")),
             // The next table, or the time: the caller looks at both.
             _ = tokio::time::timeout_at(until, self.watch.changed()) => Ok(()),
-        }
+        };
+        self.note(|notes| notes.queued(now.elapsed()));
+        waited
     }
 }
 
@@ -357,7 +566,7 @@ fn uri_at(upstream: &Upstream, asked: &Uri) -> Result<Uri, Failure> {
     let path = asked.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     Uri::builder()
         .scheme(Scheme::HTTP)
-        .authority(upstream.authority.clone())
+        .authority(upstream.authority())
         .path_and_query(path)
         .build()
         .map_err(|_| Failure::NotForward)
@@ -366,74 +575,5 @@ fn uri_at(upstream: &Upstream, asked: &Uri) -> Result<Uri, Failure> {
 impl Drop for Admitted {
     fn drop(&mut self) {
         self.0.under_way.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl From<Unkept> for Failure {
-    fn from(unkept: Unkept) -> Self {
-        match unkept {
-            Unkept::Late => Self::BodyLate,
-            Unkept::Broken(error) => Self::BodyBroken(error),
-        }
-    }
-}
-
-impl Failure {
-    fn status(&self) -> StatusCode {
-        match self {
-            Self::NotForward | Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
-            Self::BodyLate => StatusCode::REQUEST_TIMEOUT,
-            Self::TooMany | Self::Unrouted(_) | Self::NotRepeatable | Self::TooManyElsewhere => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::NodeLate => StatusCode::GATEWAY_TIMEOUT,
-            Self::Lost(_) => StatusCode::BAD_GATEWAY,
-        }
-    }
-
-    fn outcome(&self) -> Outcome {
-        match self {
-            Self::TooMany => Outcome::Refused,
-            Self::NotForward | Self::BodyBroken(_) | Self::BodyLate => Outcome::BadRequest,
-            Self::Unrouted(_) | Self::NotRepeatable | Self::TooManyElsewhere => Outcome::Unrouted,
-            Self::NodeLate | Self::Lost(_) => Outcome::Lost,
-        }
-    }
-
-    fn text(&self) -> String {
-        match self {
-            Self::TooMany => "too many requests are under way; try again".to_owned(),
-            Self::NotForward => "this is no request that a proxy for web servers can pass on".to_owned(),
-            Self::BodyLate => {
-                format!("the request body did not come within {} s", limits::BODY_WAIT.as_secs())
-            }
-            Self::BodyBroken(error) => format!("the request body cannot be read: {error}"),
-            Self::Unrouted(why) => format!("no web node can take the request now ({why}); try again"),
-            Self::NotRepeatable => {
-                "the session has moved and the request body is too large to be kept for sending it again; \
-                 send a request without a large body first"
-                    .to_owned()
-            }
-            Self::TooManyElsewhere => "the session is being moved; try again".to_owned(),
-            Self::NodeLate => {
-                format!("the web node did not answer within {} s", limits::RESPONSE_WAIT.as_secs())
-            }
-            Self::Lost(why) => {
-                format!(
-                    "the web node was lost after it may have begun the request, which is not repeated ({why})"
-                )
-            }
-        }
-    }
-
-    fn answer(self) -> Answer {
-        let text = format!("selvage: {}\n", self.text());
-        let mut answer = Response::new(InBody::Own(Some(Bytes::from(text))));
-        *answer.status_mut() = self.status();
-        answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        answer
     }
 }

@@ -2,11 +2,15 @@
 
 use crate::limits;
 use crate::proxy::upstream::Upstream;
+use arc_swap::ArcSwap;
 use hyper::http::uri::Authority;
+use selvage_fabric::config::Config;
 use selvage_fabric::ident::{Cookie, Epoch, Incarnation};
+use selvage_fabric::limits::NODE_WEIGHT;
 use selvage_fabric::placement;
 use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::view::{NodeState, View};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -28,7 +32,44 @@ pub struct Routes {
     table: watch::Sender<Arc<Table>>,
     /// Turns among equals.
     turn: AtomicUsize,
+    limits: ArcSwap<Limits>,
+    /// Directors that have handed over to this one and still have requests under way.
+    elders: watch::Sender<usize>,
+    /// By the nodes' names; one that is not named takes new sessions like any other.
+    standings: ArcSwap<HashMap<String, Standing>>,
+}
+
+/// What the configuration says of connections to nodes.
+#[derive(Debug)]
+struct Limits {
     connect_wait: Duration,
+    /// Requests under way at once, by a node's name; 0: no limit.
+    places: HashMap<String, usize>,
+}
+
+/// See [`Routes::elder`].
+#[derive(Debug)]
+pub struct Elder(Arc<Routes>);
+
+impl Drop for Elder {
+    fn drop(&mut self) {
+        self.0.elders.send_modify(|elders| *elders = elders.saturating_sub(1));
+    }
+}
+
+/// How a node stands in the choice for new sessions, whatever the view says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Its share; none with 0.
+    pub weight: u32,
+    /// It fails its health checks: it gets some only if all do.
+    pub failing: bool,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self { weight: NODE_WEIGHT, failing: false }
+    }
 }
 
 /// Where a request goes.
@@ -41,15 +82,34 @@ pub enum Choice {
 }
 
 impl Default for Routes {
+    /// No view yet, no configuration.
     fn default() -> Self {
-        Self::new(limits::CONNECT_WAIT)
+        let limits = Limits { connect_wait: limits::CONNECT_WAIT, places: HashMap::new() };
+        Self {
+            table: watch::Sender::new(Arc::default()),
+            turn: AtomicUsize::new(0),
+            limits: ArcSwap::from_pointee(limits),
+            elders: watch::Sender::new(0),
+            standings: ArcSwap::default(),
+        }
     }
 }
 
 impl Routes {
-    /// No view yet. Connecting to a node may take `connect_wait`.
-    pub fn new(connect_wait: Duration) -> Self {
-        Self { table: watch::Sender::new(Arc::default()), turn: AtomicUsize::new(0), connect_wait }
+    /// Takes another configuration, which counts at once.
+    pub fn configure(&self, config: &Config) {
+        let places = config.nodes.iter().map(|node| (node.name.clone(), node.maxconn)).collect();
+        let connect_wait = config.director.connect_timeout();
+        self.limits.store(Arc::new(Limits { connect_wait, places }));
+        for upstream in &self.now().upstreams {
+            self.configure_upstream(upstream);
+        }
+    }
+
+    fn configure_upstream(&self, upstream: &Arc<Upstream>) {
+        let limits = self.limits.load();
+        let places = limits.places.get(&upstream.name).copied().filter(|places| *places > 0);
+        upstream.configure(places, limits.connect_wait);
     }
 
     /// Takes a new view. Nodes that are not in it are cut before anyone sees it.
@@ -59,9 +119,14 @@ impl Routes {
         for node in &view.nodes {
             let known = old.upstreams.iter().find(|upstream| upstream.incarnation == node.incarnation);
             match (known, node.address.parse::<Authority>()) {
-                (Some(known), _) => upstreams.push(Arc::clone(known)),
+                (Some(known), address) => {
+                    // Configured anew: the same life, elsewhere.
+                    address.into_iter().for_each(|authority| known.moved(authority));
+                    upstreams.push(Arc::clone(known));
+                }
                 (None, Ok(authority)) => {
-                    upstreams.push(Upstream::new(node.incarnation, authority, self.connect_wait));
+                    let wait = self.limits.load().connect_wait;
+                    upstreams.push(Upstream::new(&node.name, node.incarnation, authority, wait));
                 }
                 (None, Err(_)) => warn!("node {} has no usable address: {}", node.name, node.address),
             }
@@ -72,6 +137,28 @@ impl Routes {
             }
         }
         self.table.send_replace(Arc::new(Table { view: Arc::clone(view), upstreams, held: held.to_vec() }));
+        // After it is seen, so that a configuration that comes meanwhile is not missed by both.
+        for upstream in &self.now().upstreams {
+            self.configure_upstream(upstream);
+        }
+    }
+
+    /// Sets a node's share of new sessions.
+    pub fn weigh(&self, name: &str, weight: u32) {
+        self.stand(name, |standing| standing.weight = weight);
+    }
+
+    /// Notes what health checks have found.
+    pub fn checked(&self, name: &str, failing: bool) {
+        self.stand(name, |standing| standing.failing = failing);
+    }
+
+    fn stand(&self, name: &str, change: impl Fn(&mut Standing)) {
+        self.standings.rcu(|standings| {
+            let mut standings = HashMap::clone(standings);
+            change(standings.entry(name.to_owned()).or_default());
+            standings
+        });
     }
 
     /// Takes a node's number of sessions.
@@ -81,11 +168,30 @@ impl Routes {
         }
     }
 
-    /// Waits until a node has no request under way; at once if it is gone.
+    /// A director that has handed over, until this is dropped.
+    pub fn elder(self: &Arc<Self>) -> Elder {
+        self.elders.send_modify(|elders| *elders += 1);
+        Elder(Arc::clone(self))
+    }
+
+    /// Whether this director is the only one with requests under way.
+    pub fn is_alone(&self) -> bool {
+        *self.elders.borrow() == 0
+    }
+
+    /// How a node stands in the choice for new sessions.
+    pub fn standing(&self, name: &str) -> Standing {
+        self.standings.load().get(name).copied().unwrap_or_default()
+    }
+
+    /// Waits until a node has no request under way, here or at a director that has handed over; at once if
+    /// it is gone.
     pub async fn idle(&self, incarnation: Incarnation) {
         let upstream = self.table.borrow().upstream(incarnation).cloned();
         if let Some(upstream) = upstream {
             upstream.idle().await;
+            // Fails only without a sender, which is here.
+            let _ = self.elders.subscribe().wait_for(|elders| *elders == 0).await;
         }
     }
 
@@ -134,11 +240,25 @@ impl Routes {
     }
 
     fn least_loaded(&self, table: &Table, refused: &[Incarnation]) -> Choice {
-        let up: Vec<&Arc<Upstream>> = table.open().filter(|up| !refused.contains(&up.incarnation)).collect();
-        let Some(least) = up.iter().map(|upstream| upstream.load()).min() else {
+        let open = table.open().filter(|(_, up)| !refused.contains(&up.incarnation));
+        let standings = self.standings.load();
+        let mut up: Vec<(Standing, &Arc<Upstream>)> =
+            open.map(|(name, up)| (standings.get(name).copied().unwrap_or_default(), up)).collect();
+        up.retain(|(standing, _)| standing.weight > 0);
+        // If all fail, it is probably the check.
+        if up.iter().any(|(standing, _)| !standing.failing) {
+            up.retain(|(standing, _)| !standing.failing);
+        }
+        // A session that begins can begin where nobody waits.
+        if up.iter().any(|(_, upstream)| upstream.has_room()) {
+            up.retain(|(_, upstream)| upstream.has_room());
+        }
+        let burdens: Vec<u128> = up.iter().map(|(standing, up)| burden(up.load(), standing.weight)).collect();
+        let Some(least) = burdens.iter().min() else {
             return Choice::Wait("no web node that takes new sessions is up");
         };
-        let equal: Vec<&Arc<Upstream>> = up.into_iter().filter(|upstream| upstream.load() <= least).collect();
+        let equal = burdens.iter().zip(&up).filter(|(burden, _)| *burden == least);
+        let equal: Vec<&Arc<Upstream>> = equal.map(|(_, (_, upstream))| *upstream).collect();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
         match equal.get(turn.checked_rem(equal.len()).unwrap_or_default()) {
             Some(upstream) => {
@@ -146,15 +266,22 @@ impl Routes {
                 upstream.sessions.fetch_add(1, Ordering::Relaxed);
                 Choice::Go(Arc::clone(upstream))
             }
-            // Loads grew between the two looks; anyone will do.
-            None => {
-                table.open().next().map_or(Choice::Wait("no web node is up"), |up| Choice::Go(Arc::clone(up)))
-            }
+            None => Choice::Wait("no web node is up"),
         }
     }
 }
 
+/// What a node would have to bear with one session more, by its share.
+fn burden(load: u64, weight: u32) -> u128 {
+    ((u128::from(load) + 1) << 32) / u128::from(weight.max(1))
+}
+
 impl Table {
+    /// What it was made from.
+    pub fn told(&self) -> (View, Vec<Incarnation>) {
+        ((*self.view).clone(), self.held.clone())
+    }
+
     /// The live node with this incarnation.
     pub fn upstream(&self, incarnation: Incarnation) -> Option<&Arc<Upstream>> {
         self.upstreams.iter().find(|upstream| upstream.incarnation == incarnation)
@@ -172,10 +299,10 @@ impl Table {
         }
     }
 
-    /// Nodes that take new sessions.
-    fn open(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+    /// Nodes that take new sessions, with their names.
+    fn open(&self) -> impl Iterator<Item = (&str, &Arc<Upstream>)> {
         let up = self.view.nodes.iter().filter(|node| node.state == NodeState::Up);
-        up.filter_map(|node| self.upstream(node.incarnation))
-            .filter(|up| !self.held.contains(&up.incarnation))
+        up.filter_map(|node| Some((&*node.name, self.upstream(node.incarnation)?)))
+            .filter(|(_, up)| !self.held.contains(&up.incarnation))
     }
 }

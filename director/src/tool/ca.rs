@@ -1,10 +1,12 @@
 //! `selvage ca`: makes the certificates of a cluster, and says which host needs which.
 
+use super::Common;
 use clap::Args;
 use selvage_fabric::config::Config;
 use selvage_fabric::control::ca::{self, DAYS_DEFAULT, DAYS_MAX, Made};
 use selvage_fabric::control::member::Member;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
+use serde_json::json;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -13,9 +15,6 @@ use std::path::{Path, PathBuf};
 /// Arguments of `selvage ca`.
 #[derive(Args, Debug)]
 pub(super) struct Arguments {
-    /// The configuration file that names the members; else SELVAGE_CONFIG, else /etc/selvage/selvage.toml.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
     /// Where the files go, rather than into the folder of `[tls]`.
     #[arg(long, value_name = "FOLDER", visible_alias = "out")]
     dir: Option<PathBuf>,
@@ -28,9 +27,9 @@ pub(super) struct Arguments {
     renew: bool,
 }
 
-/// Makes what is missing; the text to print.
-pub(super) fn run(arguments: &Arguments) -> Result<String> {
-    let config = Config::load(&Config::resolve_path(arguments.config.as_deref()))?;
+/// Makes what is missing; what to print.
+pub(super) fn run(common: &Common, arguments: &Arguments) -> Result<String> {
+    let config = Config::load(&Config::resolve_path(common.config.as_deref()))?;
     let dir = match (&arguments.dir, &config.tls) {
         (Some(dir), _) => dir,
         (None, Some(tls)) => &tls.dir,
@@ -40,7 +39,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<String> {
         }
     };
     let made = ca::make(dir, &config, arguments.days, arguments.renew)?;
-    Ok(text(&config, dir, &made, arguments.days))
+    let paths = |members: &[Member]| -> Vec<PathBuf> {
+        members.iter().map(|member| ca::files(dir, member).0).collect()
+    };
+    let value = json!({
+        "dir": dir,
+        "authority_made": made.ca,
+        "made": paths(&made.issued),
+        "kept": paths(&made.kept),
+        "days": arguments.days,
+    });
+    common.say(&value, || text(&config, dir, &made, arguments.days))
 }
 
 fn text(config: &Config, dir: &Path, made: &Made, days: u32) -> String {
@@ -116,16 +125,21 @@ name = "n1"
 address = "10.0.0.2:9001"
 "#;
 
-    fn arguments(folder: &Path, renew: bool) -> Arguments {
+    fn common(folder: &Path, text: &str, json: bool) -> Common {
         let config = folder.join("selvage.toml");
-        std::fs::write(&config, CONFIG).unwrap();
-        Arguments { config: Some(config), dir: Some(folder.join("tls")), days: 30, renew }
+        std::fs::write(&config, text).unwrap();
+        Common { admin: None, config: Some(config), json }
+    }
+
+    fn make(folder: &Path, renew: bool, json: bool) -> String {
+        let arguments = Arguments { dir: Some(folder.join("tls")), days: 30, renew };
+        run(&common(folder, CONFIG, json), &arguments).unwrap()
     }
 
     #[test]
     fn it_says_what_it_made_and_what_goes_where() {
         let folder = tempfile::tempdir().unwrap();
-        let said = run(&arguments(folder.path(), false)).unwrap();
+        let said = make(folder.path(), false, false);
         let node = folder.path().join("tls/node-n1.pem");
         for line in [
             "authority of cluster \"demo\" made; certificates made: 5, good for 30 days; kept: 0",
@@ -138,22 +152,25 @@ address = "10.0.0.2:9001"
             assert!(said.contains(line), "{line}: {said}");
         }
         let first = std::fs::read(&node).unwrap();
-        let said = run(&arguments(folder.path(), false)).unwrap();
+        let said = make(folder.path(), false, false);
         assert!(said.contains("\"demo\" kept; certificates made: 0") && said.contains("kept: 5"), "{said}");
         assert_eq!(std::fs::read(&node).unwrap(), first);
-        let said = run(&arguments(folder.path(), true)).unwrap();
+        let said = make(folder.path(), true, false);
         assert!(said.contains("\"demo\" kept; certificates made: 5"), "{said}");
         assert_ne!(std::fs::read(&node).unwrap(), first, "renewed");
+        let json: serde_json::Value = serde_json::from_str(&make(folder.path(), false, true)).unwrap();
+        assert_eq!(
+            (json["authority_made"].as_bool(), json["kept"].as_array().unwrap().len()),
+            (Some(false), 5)
+        );
     }
 
     #[test]
     fn a_configuration_without_a_folder_is_named() {
         let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("selvage.toml");
         let without = CONFIG.replace("[tls]\ndir = \"/etc/selvage/tls\"\n", "").replace("control = ", "#");
-        std::fs::write(&config, without).unwrap();
-        let arguments = Arguments { config: Some(config), dir: None, days: 30, renew: false };
-        let error = run(&arguments).unwrap_err().to_string();
+        let arguments = Arguments { dir: None, days: 30, renew: false };
+        let error = run(&common(folder.path(), &without, false), &arguments).unwrap_err().to_string();
         assert!(error.contains("selvage.toml has no [tls]") && error.contains("--dir"), "{error}");
     }
 }

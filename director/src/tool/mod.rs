@@ -1,71 +1,111 @@
 //! The command `selvage`: what operators type. Talks to the admin API; `check-config` reads a file, and `ca`
 //! makes certificates.
+//!
+//! Invariants: results go to standard output, everything else to standard error; with `--json` both are JSON;
+//! nothing is coloured unless a person sees it and has not said `NO_COLOR`; the exit code says what kind of
+//! failure it was (`Code`).
 
 mod ca;
 mod call;
+mod check;
+mod nodes;
+mod sessions;
+mod status;
 mod table;
+mod top;
 
-use crate::cluster::status::Status;
-use clap::{Args, Parser, Subcommand};
-use hyper::Method;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use selvage_fabric::config::{Config, DEFAULT_PATH};
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
+use serde::Serialize;
+use std::io::Write;
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  selvage status                          nodes, servers, and how well sessions are protected
+  selvage top                             the same, live, with rates
+  selvage sessions list --owner ann       the sessions of a user
+  selvage sessions kill --owner ann       log a user out everywhere
+  selvage drain n1 && systemctl restart nginx && selvage undrain n1
+  selvage --admin http://10.0.0.1:8081 --json status | jq .protection
+
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the director cannot be reached or does not answer.";
+
+/// Exit codes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Code {
+    /// It was refused, is not certain, or is not good.
+    Failed = 1,
+    /// What was typed makes no sense; clap exits with the same one.
+    Usage = 2,
+    /// No director answers.
+    Unreachable = 3,
+}
 
 /// Arguments of `selvage`.
 #[derive(Parser, Debug)]
-#[command(name = "selvage", version, about = "Looks after a Selvage cluster")]
+#[command(name = "selvage", version, about = "Looks after a Selvage cluster", after_help = EXAMPLES)]
 pub struct Arguments {
+    #[command(flatten)]
+    common: Common,
     #[command(subcommand)]
     command: Command,
 }
 
+/// What every command takes.
+#[derive(Args, Debug)]
+struct Common {
+    /// The admin API, like http://127.0.0.1:8081.
+    #[arg(long, global = true, value_name = "URL")]
+    admin: Option<String>,
+    /// The configuration file that names the admin API; else SELVAGE_CONFIG, else /etc/selvage/selvage.toml.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON, errors too.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Show nodes, servers and how well sessions are protected.
-    Status {
-        #[command(flatten)]
-        target: Target,
-        /// Print the admin API's JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    /// Show nodes, servers, the ways between them and how well sessions are protected.
+    Status,
+    /// The same, live, with rates. Keys: q quits, p pauses.
+    Top(top::Arguments),
+    /// List, show and destroy sessions.
+    #[command(subcommand)]
+    Sessions(sessions::Command),
     /// Hand the sessions of a node over to the others and keep it out, with no failed request.
-    Drain {
-        /// The node's name.
-        node: String,
-        #[command(flatten)]
-        target: Target,
-    },
+    Drain(nodes::Node),
     /// Let a drained node come back.
-    Undrain {
-        /// The node's name.
-        node: String,
-        #[command(flatten)]
-        target: Target,
-    },
-    /// Check a configuration file.
+    Undrain(nodes::Node),
+    /// As drain, for a longer time: says so in the state, and stays over health checks.
+    Maintenance(nodes::Node),
+    /// End drain or maintenance.
+    Ready(nodes::Node),
+    /// Set a node's share of new sessions.
+    Weight(nodes::Weight),
+    /// Check a configuration file, and show what each daemon makes of it.
     CheckConfig {
         /// The file.
         file: PathBuf,
+        /// Say, too, what a reload of the running director would change.
+        #[arg(long)]
+        against_running: bool,
+    },
+    /// Print the completions of a shell: selvage completions bash > /etc/bash_completion.d/selvage
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
     },
     /// Make the certificates of a cluster over several hosts: those that are missing in the folder of
     /// `[tls]`.
     Ca(ca::Arguments),
 }
 
-/// Which cluster.
-#[derive(Args, Debug)]
-struct Target {
-    /// The admin API, like http://127.0.0.1:8081.
-    #[arg(long, value_name = "URL", conflicts_with = "config")]
-    admin: Option<String>,
-    /// The configuration file that names the admin API; else SELVAGE_CONFIG, else /etc/selvage/selvage.toml.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-}
-
-impl Target {
+impl Common {
     fn url(&self) -> Result<String> {
         if let Some(url) = &self.admin {
             return Ok(url.trim_end_matches('/').to_owned());
@@ -79,43 +119,69 @@ impl Target {
         };
         Ok(format!("http://{address}"))
     }
-}
 
-/// Does what the arguments say; the text to print.
-///
-/// # Errors
-/// One line that says what went wrong.
-pub fn run(arguments: Arguments) -> Result<String> {
-    match arguments.command {
-        Command::Status { target, json } => {
-            let page = call::call(Method::GET, &format!("{}/admin/view", target.url()?))?;
-            if json {
-                return Ok(page);
-            }
-            let status: Status = serde_json::from_str(&page).map_err(|error| {
-                Error::new(ErrorKind::Corrupt, Origin::Director, "the answer is no view").with_source(error)
-            })?;
-            Ok(table::table(&status))
+    /// A result as it was asked for.
+    fn say(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<String> {
+        if !self.json {
+            return Ok(text());
         }
-        Command::Ca(arguments) => ca::run(&arguments),
-        Command::Drain { node, target } => change(&node, "drain", &target),
-        Command::Undrain { node, target } => change(&node, "undrain", &target),
-        Command::CheckConfig { file } => {
-            let config = Config::load(&file)?;
-            Ok(format!(
-                "{}: good: cluster \"{}\", {} nodes, {} servers, {} copies\n",
-                file.display(),
-                config.cluster.name,
-                config.nodes.len(),
-                config.servers.len(),
-                config.cluster.copies
-            ))
-        }
+        let page = serde_json::to_string_pretty(value).map_err(|why| {
+            Error::new(ErrorKind::Invalid, Origin::Director, "this cannot be said in JSON").with_source(why)
+        })?;
+        Ok(page + "\n")
     }
 }
 
-fn change(node: &str, what: &str, target: &Target) -> Result<String> {
-    let answer = call::call(Method::POST, &format!("{}/admin/nodes/{node}/{what}", target.url()?))?;
-    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap_or_default();
-    Ok(format!("node {node}: {}\n", answer["result"].as_str().unwrap_or("done")))
+/// The whole command line, for completions and manual pages.
+pub fn command() -> clap::Command {
+    Arguments::command()
+}
+
+/// Does what the arguments say and prints what comes of it.
+pub fn run(arguments: &Arguments) -> ExitCode {
+    let printed = execute(arguments).and_then(|text| {
+        let mut out = std::io::stdout().lock();
+        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+            // Whoever reads has seen enough.
+            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(|why| Error::os(Origin::Director, "cannot print", why)),
+        }
+    });
+    let Err(error) = printed else { return ExitCode::SUCCESS };
+    let code = match error.kind {
+        ErrorKind::Unreachable | ErrorKind::Timeout => Code::Unreachable,
+        ErrorKind::Invalid if error.origin == Origin::Director => Code::Usage,
+        _ => Code::Failed,
+    };
+    match arguments.common.json {
+        true => eprintln!("{}", serde_json::json!({ "error": error.to_string() })),
+        false => eprintln!("selvage: {error}"),
+    }
+    ExitCode::from(code as u8)
+}
+
+fn execute(arguments: &Arguments) -> Result<String> {
+    let common = &arguments.common;
+    match &arguments.command {
+        Command::Status => status::run(common),
+        Command::Top(top) => top::run(common, top),
+        Command::Sessions(command) => sessions::run(common, command),
+        Command::Drain(node) => nodes::change(common, node, "drain"),
+        Command::Undrain(node) => nodes::change(common, node, "undrain"),
+        Command::Maintenance(node) => nodes::change(common, node, "maintenance"),
+        Command::Ready(node) => nodes::change(common, node, "ready"),
+        Command::Weight(weight) => nodes::weigh(common, weight),
+        Command::CheckConfig { file, against_running } => check::run(common, file, *against_running),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut command(), "selvage", &mut text);
+            Ok(String::from_utf8_lossy(&text).into_owned())
+        }
+        Command::Ca(arguments) => ca::run(common, arguments),
+    }
+}
+
+/// A mistake of who typed it.
+fn usage(what: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Invalid, Origin::Director, what)
 }

@@ -87,7 +87,7 @@ fn a_steward_registers_beats_dies_and_comes_back() {
         sessions: 7,
         safe: [1, 6, 0],
         pids: vec![11, 12],
-        counters: vec![("commits".into(), 9)],
+        counters: vec![9],
         ..NodeBeat::default()
     };
     steward.send(&ToDirector::Beat(beat), None, WAIT).unwrap();
@@ -100,12 +100,12 @@ fn a_steward_registers_beats_dies_and_comes_back() {
     assert_eq!((&node["sessions"], &node["pids"]), (&7.into(), &serde_json::json!([11, 12])));
     assert_eq!(view["protection"], serde_json::json!({ "0": 1, "1": 6, "2": 0 }));
     assert_eq!((&view["servers"][0]["name"], &view["servers"][0]["state"]), (&"s1".into(), &"down".into()));
-    assert_eq!(site.metric("selvage_nodes_up"), 1);
-    assert_eq!(site.metric("selvage_node_events_total{name=\"n1\",event=\"commits\"}"), 9);
+    assert_eq!(site.metric("selvage_cluster_nodes_up"), 1);
+    assert_eq!(site.metric("selvage_node_commits_total{node=\"n1\"}"), 9);
 
     let status = site.selvage(&["status"]);
     let text = String::from_utf8(status.stdout).unwrap();
-    assert!(text.contains(&life.tag()) && text.contains("11,12") && text.contains("wanted: 2"), "{text}");
+    assert!(text.contains(&life.tag()) && text.contains("wanted: 2"), "{text}");
     let json = site.selvage(&["status", "--json"]);
     assert!(serde_json::from_slice::<serde_json::Value>(&json.stdout).is_ok());
 
@@ -141,7 +141,7 @@ fn requests_reach_a_registered_node() {
     let request = served.join().unwrap().to_lowercase();
     assert!(request.starts_with("get /path?query http/1.1\r\n"), "{request}");
     assert!(request.contains("x-forwarded-for: 127.0.0.1"), "{request}");
-    assert_eq!(site.metric("selvage_requests_total{result=\"served\"}"), 1);
+    assert_eq!(site.metric("selvage_director_requests_total{result=\"served\"}"), 1);
 }
 
 #[test]
@@ -182,13 +182,13 @@ fn who_may_not_or_makes_no_sense_is_cut_off_and_counted() {
     // A registered one that sends nonsense later.
     let mut steward = site.steward("n1", Incarnation::NONE);
     register(&mut steward);
-    let counters = vec![(String::new(), 1)];
+    let counters = vec![1; 10_000];
     steward.send(&ToDirector::Beat(NodeBeat { counters, ..NodeBeat::default() }), None, WAIT).unwrap();
     until("it is cut off", || {
         steward.recv::<FromDirector>(WAIT).is_err_and(|error| error.kind == ErrorKind::Unreachable)
     });
     bad += 1;
-    until("all are counted", || site.metric("selvage_control_bad_peers_total") == bad);
+    until("all are counted", || site.peers_cut() == bad);
     register(&mut site.steward("n1", Incarnation::NONE));
 }
 
@@ -250,7 +250,7 @@ fn a_drain_over_the_real_sockets() {
     let mut steward = site.steward("n1", Incarnation::NONE);
     steward.send(&ToDirector::Register, None, WAIT).unwrap();
     assert_eq!(receive(&mut steward), FromDirector::Over { drained: true });
-    assert_eq!(std::fs::read_to_string(site.run_dir().join("director.drained")).unwrap(), "n1\n");
+    assert_eq!(std::fs::read_to_string(site.run_dir().join("director.drained")).unwrap(), "n1 drained\n");
     assert!(site.selvage(&["undrain", "n1"]).status.success());
     register(&mut steward);
     // The last node that is up cannot go.
@@ -305,4 +305,38 @@ fn a_restarted_director_goes_on_above_what_the_server_knows() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn weights_and_maintenance_outlast_the_director() {
+    let site = Site::new();
+    let mut director = site.start();
+    let is = |answer: String, status: &str, text: &str| {
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains(text), "{answer}");
+    };
+    let n1 = |what: &str| post(site.admin, &format!("/admin/nodes/n1/{what}"), "");
+    is(n1("weight?weight=7"), "200", "\"weight\":7");
+    for wrong in ["weight", "weight?weight=1001", "weight?weight=-1", "weight?of=7"] {
+        is(n1(wrong), "400", "?weight=1000");
+    }
+    until("the director knows the cluster", || n1("maintenance").contains("in maintenance"));
+    let node = |at: usize| {
+        let view = site.view();
+        (
+            view["nodes"][at]["weight"].as_u64().unwrap(),
+            view["nodes"][at]["state"].as_str().unwrap().to_owned(),
+        )
+    };
+    assert_eq!((node(0), node(1)), ((7, "maintenance".to_owned()), (100, "down".to_owned())));
+    director.signal("-TERM");
+    director.ends_well();
+    let _director = site.start();
+    assert_eq!(node(0), (7, "maintenance".to_owned()));
+    let mut steward = site.steward("n1", Incarnation::NONE);
+    steward.send(&ToDirector::Register, None, WAIT).unwrap();
+    assert_eq!(receive(&mut steward), FromDirector::Over { drained: true });
+    is(n1("ready"), "200", "ready");
+    is(n1("weight?weight=default"), "200", "\"weight\":100");
+    register(&mut site.steward("n1", Incarnation::NONE));
+    assert_eq!(node(0), (100, "up".to_owned()));
 }

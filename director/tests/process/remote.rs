@@ -42,7 +42,8 @@ fn steward(site: &Site, name: &str) -> Stream {
 }
 
 fn cut(site: &Site, reason: &str) -> u64 {
-    site.metric_if_any(&format!("selvage_control_cut_peers_total{{reason=\"{reason}\"}}")).unwrap_or(0)
+    site.metric_if_any(&format!("selvage_director_control_peers_cut_total{{reason=\"{reason}\"}}"))
+        .unwrap_or(0)
 }
 
 /// A steward that beats over TCP; the longest wait for a mandate is what others have cost it.
@@ -118,7 +119,7 @@ fn stewards_of_this_host_and_of_others_live_side_by_side() {
     beating.end();
     // Nobody beats any more.
     until("it is declared dead", || site.view()["nodes"][0]["state"] == "down");
-    assert_eq!(site.metric("selvage_control_bad_peers_total"), 0);
+    assert_eq!(site.peers_cut(), 0);
     drop(_director);
     server.join().unwrap();
 }
@@ -244,7 +245,7 @@ fn who_has_the_wrong_certificate_learns_nothing_and_is_counted() {
     // None at all.
     assert!(told(&site, client(&site).with_no_client_auth()).is_err());
     until("all are counted", || cut(&site, "certificate") == 3);
-    assert_eq!(site.metric("selvage_control_bad_peers_total"), 10);
+    assert_eq!(site.peers_cut(), 10);
 
     assert_eq!(site.view()["nodes"][0]["incarnation"], life.0);
     assert!(beating.end() < SILENCE, "others' mandates came in time");
@@ -491,8 +492,8 @@ fn the_status_shows_devices_and_links() {
         line(text).unwrap_or_default().split_whitespace().map(str::to_owned).collect()
     };
     assert_eq!(words(&text), ["n1", "s1", "verbs", "12", "ms", "rxe0", "port", "1"]);
-    assert_eq!(site.metric("selvage_links{transport=\"verbs\"}"), 1);
-    assert_eq!(site.metric("selvage_link_beat_age_ms{node=\"n1\",server=\"s1\"}"), 12);
+    assert_eq!(site.metric("selvage_node_link_up{node=\"n1\",server=\"s1\",transport=\"verbs\"}"), 1);
+    assert_eq!(site.value("selvage_node_link_beat_age_seconds{node=\"n1\",server=\"s1\"}"), Some(0.012));
     let view = site.view();
     assert_eq!(view["nodes"][0]["links"][0]["transport"], "verbs");
     assert_eq!(view["servers"][0]["rdma"], "rxe0 port 1, MTU 1024");
@@ -500,8 +501,11 @@ fn the_status_shows_devices_and_links() {
     let why = "libibverbs.so.1 is not installed\u{1b}[2J";
     let text = shown(None, why, None);
     assert!(line(&text).unwrap().ends_with("libibverbs.so.1 is not installed?[2J"), "{text}");
-    assert_eq!(site.metric("selvage_links{transport=\"none\"}"), 1);
-    assert_eq!(site.metric_if_any("selvage_links{transport=\"verbs\"}"), None);
+    assert_eq!(site.metric("selvage_node_link_up{node=\"n1\",server=\"s1\",transport=\"none\"}"), 0);
+    assert_eq!(
+        site.metric_if_any("selvage_node_link_up{node=\"n1\",server=\"s1\",transport=\"verbs\"}"),
+        None
+    );
     drop(director);
     server.join().unwrap();
 }

@@ -4,7 +4,8 @@ use selvage_fabric::config::Config;
 use selvage_fabric::control::ca;
 use selvage_fabric::control::member::Member;
 use selvage_fabric::control::message::{
-    FromDirector, FromServer, LeaseReport, NodeBeat, Role, ServerReport, ToDirector, ToServer,
+    Errand, ErrandOutcome, FromDirector, FromServer, LeaseReport, NodeBeat, Role, ServerReport, ToDirector,
+    ToServer,
 };
 use selvage_fabric::control::stream::Stream;
 use selvage_fabric::control::tls::Keyring;
@@ -128,6 +129,15 @@ impl Site {
         finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
     }
 
+    /// What `selvage check-config` says of the configuration.
+    pub(crate) fn selvage_check(&self, more: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_selvage"));
+        command.arg("check-config").arg(self.config()).args(more).stdin(Stdio::null());
+        let output = finish(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// A steward's connection after its hello.
     pub(crate) fn steward(&self, name: &str, incarnation: Incarnation) -> Stream {
         let mut stream = Stream::connect(&self.socket(), WAIT).unwrap();
@@ -146,9 +156,20 @@ impl Site {
 
     /// A family has no line for what never happened.
     pub(crate) fn metric_if_any(&self, name: &str) -> Option<u64> {
+        self.value(name).map(|value| value as u64)
+    }
+
+    pub(crate) fn value(&self, name: &str) -> Option<f64> {
         let page = get(self.admin, "/metrics").unwrap();
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map(|value| value.parse().unwrap())
+    }
+
+    /// Control peers that were cut off, for whatever reason.
+    pub(crate) fn peers_cut(&self) -> u64 {
+        let page = get(self.admin, "/metrics").unwrap();
+        let lines = page.lines().filter(|line| line.starts_with("selvage_director_control_peers_cut_total{"));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 }
 
@@ -291,7 +312,9 @@ pub(crate) fn serve(mut stream: Stream, incarnation: u64, turns: usize, unsettle
             leases: dead.collect(),
             view: view.clone(),
             bytes: 4096,
-            counters: vec![("seals".into(), 2)],
+            counters: vec![2],
+            rdma_links: 0,
+            numbers: None,
             rdma: "rxe0 port 1, MTU 1024".to_owned(),
         };
         if stream.send(&FromServer::Report(report), None, WAIT).is_err() {
@@ -305,7 +328,15 @@ pub(crate) fn serve(mut stream: Stream, incarnation: u64, turns: usize, unsettle
 }
 
 /// A steward that beats on a thread until the director says that it is over; what it said.
-pub(crate) fn play_steward(mut stream: Stream) -> std::thread::JoinHandle<FromDirector> {
+pub(crate) fn play_steward(stream: Stream) -> std::thread::JoinHandle<FromDirector> {
+    play_host(stream, |errand| panic!("it was asked {errand:?}"))
+}
+
+/// The same, of a node that does errands as `host` says; `None`: it never answers that one.
+pub(crate) fn play_host(
+    mut stream: Stream,
+    mut host: impl FnMut(Errand) -> Option<ErrandOutcome> + Send + 'static,
+) -> std::thread::JoinHandle<FromDirector> {
     register(&mut stream);
     std::thread::spawn(move || {
         let begun = Instant::now();
@@ -318,6 +349,11 @@ pub(crate) fn play_steward(mut stream: Stream) -> std::thread::JoinHandle<FromDi
                         stream.send(&ToDirector::Drained, None, WAIT).unwrap()
                     }
                     Ok((over @ FromDirector::Over { .. }, _)) => return over,
+                    Ok((FromDirector::Errand { number, errand, .. }, _)) => {
+                        if let Some(outcome) = host(errand) {
+                            stream.send(&ToDirector::ErrandEnded { number, outcome }, None, WAIT).unwrap();
+                        }
+                    }
                     Ok(_) => {}
                     Err(error) if error.kind == ErrorKind::Timeout => break,
                     // The director has ended: so does the test.

@@ -35,24 +35,88 @@ pub struct Head<'a> {
 /// counts.
 #[derive(Debug, Clone, Default)]
 pub struct Changes {
-    entries: Vec<(Box<str>, Option<Value>)>,
+    entries: Vec<Change>,
+}
+
+/// What shall become of one attribute.
+#[derive(Debug, Clone)]
+struct Change {
+    name: Box<str>,
+    /// `None`: it is removed.
+    value: Option<Value>,
+    /// The value is a sum over the base's, and this is what was added. `None`: it stands for itself.
+    added: Option<i64>,
 }
 
 impl Changes {
     /// Sets an attribute.
     pub fn set(&mut self, name: &str, value: Value) {
-        self.put(name, Some(value));
+        self.put(name, Some(value), None);
     }
 
     /// Removes an attribute.
     pub fn remove(&mut self, name: &str) {
-        self.put(name, None);
+        self.put(name, None, None);
+    }
+
+    /// Adds to a whole number, a missing one counting as 0, and gives the new one. It is kept as what was
+    /// added, so that [`Self::rebase`] can add the same to another base's number; what was set or removed
+    /// here before stands for itself.
+    ///
+    /// # Errors
+    /// `WrongType` if the attribute is something else, `Invalid` if it would leave the range; nothing is
+    /// changed then.
+    pub fn add(&mut self, base: Option<&ArchivedSession>, name: &str, by: i64) -> Result<i64> {
+        match self.position(name) {
+            Ok(at) => {
+                let change = &mut self.entries[at];
+                let sum = sum(name, change.value.as_ref().map(Value::as_ref), by)?;
+                if let Some(added) = change.added {
+                    change.added = Some(added.checked_add(by).ok_or_else(|| out_of_range(name))?);
+                }
+                change.value = Some(Value::I64(sum));
+                Ok(sum)
+            }
+            Err(at) => {
+                let sum = sum(name, base.and_then(|base| base.get(name)), by)?;
+                let change = Change { name: name.into(), value: Some(Value::I64(sum)), added: Some(by) };
+                self.entries.insert(at, change);
+                Ok(sum)
+            }
+        }
+    }
+
+    /// Takes these changes over to another base: what was added is added to its numbers.
+    ///
+    /// # Errors
+    /// `WrongType` if an attribute that was added to is no whole number there, `Invalid` if it would leave
+    /// the range; no change is changed then.
+    pub fn rebase(&mut self, base: Option<&ArchivedSession>) -> Result<()> {
+        let sum_of =
+            |change: &Change, by| sum(&change.name, base.and_then(|base| base.get(&change.name)), by);
+        // All are looked at before the first is changed.
+        for change in &self.entries {
+            change.added.map_or(Ok(0), |by| sum_of(change, by))?;
+        }
+        for change in &mut self.entries {
+            if let Some(by) = change.added {
+                change.value = Some(Value::I64(sum_of(change, by)?));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a base would be another one with these changes, as far as that is seen without comparing
+    /// values: removing what is not there is no change.
+    pub fn affect(&self, base: Option<&ArchivedSession>) -> bool {
+        let is_there = |name: &str| base.is_some_and(|base| base.get(name).is_some());
+        self.entries.iter().any(|change| change.value.is_some() || is_there(&change.name))
     }
 
     /// What was changed about an attribute: `None` not touched, `Some(None)` removed.
     pub fn get(&self, name: &str) -> Option<Option<ValueRef<'_>>> {
         let at = self.position(name).ok()?;
-        Some(self.entries[at].1.as_ref().map(Value::as_ref))
+        Some(self.entries[at].value.as_ref().map(Value::as_ref))
     }
 
     /// No changes.
@@ -75,26 +139,50 @@ impl Changes {
 
     /// The changes, sorted by name; `None` is a removal.
     pub(super) fn iter(&self) -> impl Iterator<Item = (&str, Option<&Value>)> {
-        self.entries.iter().map(|(name, value)| (&**name, value.as_ref()))
+        self.entries.iter().map(|change| (&*change.name, change.value.as_ref()))
     }
 
-    fn put(&mut self, name: &str, value: Option<Value>) {
+    fn put(&mut self, name: &str, value: Option<Value>, added: Option<i64>) {
         match self.position(name) {
-            Ok(at) => self.entries[at].1 = value,
-            Err(at) => self.entries.insert(at, (name.into(), value)),
+            Ok(at) => {
+                let change = &mut self.entries[at];
+                (change.value, change.added) = (value, added);
+            }
+            Err(at) => self.entries.insert(at, Change { name: name.into(), value, added }),
         }
     }
 
     fn position(&self, name: &str) -> std::result::Result<usize, usize> {
-        self.entries.binary_search_by(|(entry, _)| (**entry).cmp(name))
+        self.entries.binary_search_by(|change| (*change.name).cmp(name))
     }
+}
+
+/// A whole number, a missing one counting as 0, and what is added to it.
+fn sum(name: &str, number: Option<ValueRef<'_>>, by: i64) -> Result<i64> {
+    let number = match number {
+        None => 0,
+        Some(ValueRef::I64(number)) => number,
+        Some(_) => {
+            let what = format!("attribute \"{name}\" is not a whole number");
+            return Err(Error::new(ErrorKind::WrongType, Origin::Archive, what));
+        }
+    };
+    number.checked_add(by).ok_or_else(|| out_of_range(name))
+}
+
+fn out_of_range(name: &str) -> Error {
+    invalid(format!("attribute \"{name}\" would leave the range of 64-bit numbers"))
+}
+
+fn invalid(what: String) -> Error {
+    Error::new(ErrorKind::Invalid, Origin::Archive, what)
 }
 
 /// Two sorted sources as one; changes win, removals drop out.
 #[derive(Clone)]
 struct Merged<'a> {
     base: &'a [ArchivedAttribute],
-    changes: &'a [(Box<str>, Option<Value>)],
+    changes: &'a [Change],
 }
 
 impl<'a> Iterator for Merged<'a> {
@@ -102,13 +190,13 @@ impl<'a> Iterator for Merged<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let Some(((name, change), rest)) = self.changes.split_first() else {
+            let Some((change, rest)) = self.changes.split_first() else {
                 let (old, rest) = self.base.split_first()?;
                 self.base = rest;
                 return Some(old.pair());
             };
             if let Some((old, left)) = self.base.split_first() {
-                let order = old.name.get().cmp(name);
+                let order = old.name.get().cmp(&change.name);
                 if order != Ordering::Greater {
                     self.base = left;
                 }
@@ -117,8 +205,8 @@ impl<'a> Iterator for Merged<'a> {
                 }
             }
             self.changes = rest;
-            if let Some(value) = change {
-                return Some((name, value.as_ref()));
+            if let Some(value) = &change.value {
+                return Some((&change.name, value.as_ref()));
             }
         }
     }
@@ -212,7 +300,7 @@ fn check<'a>(
         if name.is_empty() || before.is_some_and(|before| before >= name) {
             let what =
                 format!("attribute names must be sorted, unique and not empty; {name:?} follows {before:?}");
-            return Err(Error::new(ErrorKind::Invalid, Origin::Archive, what));
+            return Err(invalid(what));
         }
         if name.len() > ATTRIBUTE_NAME_BYTES_MAX {
             return Err(too_large("an attribute's name", name.len(), ATTRIBUTE_NAME_BYTES_MAX, "bytes"));

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::Incarnation;
 use crate::lease::LeaseGeometry;
 use crate::limits::{self, BLOCK_UNIT_BYTES, NAME_BYTES_MAX};
-use crate::sync::words::{AtomicU64, Ordering};
+use crate::sync::words::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Owner of a slot in quarantine.
@@ -199,11 +199,6 @@ impl Inner {
         if book.record().state.read() == book_state::RETIRING {
             book.reset();
         }
-    }
-
-    /// A counter of the header.
-    pub(super) fn counter(&self, index: usize) -> &AtomicU64 {
-        &self.segment.header().counters[index]
     }
 }
 

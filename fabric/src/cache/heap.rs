@@ -124,6 +124,19 @@ impl Heap {
         })
     }
 
+    /// Units of the blocks that are owned.
+    pub fn used_units(&self, size: HeapSize) -> u64 {
+        let used_in = |chunk: u32| {
+            let Some(class) = word_class(self.chunks[chunk].word.read()) else { return 0 };
+            let units = class_units(class);
+            let first = chunk * size.chunk_units;
+            let blocks =
+                (0..size.chunk_units / units).filter(|block| self.units[first + block * units].read() != 0);
+            blocks.count() as u64 * u64::from(units)
+        };
+        (0..size.chunks).map(used_in).sum()
+    }
+
     /// Forgets the hints; after a process died, which may have left one wrong.
     pub fn clear_hints(&self) {
         self.chunks.as_slice().iter().for_each(|chunk| chunk.full.store(0, Ordering::SeqCst));

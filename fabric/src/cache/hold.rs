@@ -1,8 +1,8 @@
-//! Holds and pins: what a caller has of a session.
+//! Holds and pins: what a caller has of a session. A hold that gives its lock back becomes a pin where it is.
 
 use super::info::{EntryInfo, EntryInit, HoldState, PlaceIndex, PlaceInfo, Push, PushKind, Waited};
 use super::layout::{Word, block_word, content_state, hold_state, word_block};
-use super::shard::{Replacement, STAGED_BY, coarse_now_ns, content_version, lock_lost};
+use super::shard::{Guard, Replacement, STAGED_BY, coarse_now_ns, content_version, lock_lost};
 use super::{BookIndex, Cache, Inner};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId, Version};
@@ -26,6 +26,7 @@ impl Hold {
         match self.cache.inner.segment.holds[self.hold].state.read() {
             hold_state::GRANTED => HoldState::Granted,
             hold_state::REVOKED => HoldState::Revoked,
+            hold_state::PINNED => HoldState::Pinned,
             _ => HoldState::Waiting,
         }
     }
@@ -46,7 +47,7 @@ impl Hold {
             self.cache.inner.check_alive()?;
             match self.state() {
                 HoldState::Granted => return Ok(Waited::Granted),
-                HoldState::Revoked => return Ok(Waited::Revoked),
+                HoldState::Revoked | HoldState::Pinned => return Ok(Waited::Revoked),
                 HoldState::Waiting => {}
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -81,8 +82,8 @@ impl Hold {
         match self.state() {
             HoldState::Granted => Ok(()),
             HoldState::Revoked => Err(lock_lost()),
-            HoldState::Waiting => {
-                Err(Error::new(ErrorKind::Invalid, Origin::Cache, "the session's lock was not granted yet"))
+            HoldState::Waiting | HoldState::Pinned => {
+                Err(Error::new(ErrorKind::Invalid, Origin::Cache, "the session's lock is not granted"))
             }
         }
     }
@@ -212,12 +213,15 @@ impl Hold {
         Ok(())
     }
 
-    /// Turns the entry into a tombstone of `version`; its cache block is freed. It leaves the cache when this
+    /// Turns the entry into a tombstone of `version`; its cache block is freed, and the grace of ids that the
+    /// session had before is over. It leaves the cache when this
     /// hold is released and no place is held.
     ///
     /// # Errors
     /// As [`Hold::publish`].
     pub fn remove(&mut self, version: Version) -> Result<()> {
+        self.check()?;
+        self.cache.inner.end_grace_before(self.entry)?;
         let guard = self.cache.inner.lock_shard(self.shard)?;
         guard.check_granted(self.hold)?;
         let new = Replacement {
@@ -306,6 +310,16 @@ impl Hold {
         guard.free_place(self.entry, place)
     }
 
+    /// Gives the lock back and goes on reading what it saw last: the archive stays, and the next in the queue
+    /// is granted at once. A lock that was revoked is a view for reading already, and becomes one for good.
+    ///
+    /// # Errors
+    /// `Timeout` if a stopped process keeps a part of the cache locked: the lock is still the caller's.
+    pub fn demote(&mut self) -> Result<()> {
+        self.cache.inner.lock_shard(self.shard)?.demote(self.entry, self.hold);
+        Ok(())
+    }
+
     /// Lets go; same as dropping.
     pub fn release(self) {}
 }
@@ -330,6 +344,24 @@ pub struct Pin {
 }
 
 impl Pin {
+    /// What a hold that has joined an entry pins.
+    #[inline]
+    pub(super) fn of(cache: &Cache, guard: &Guard<'_>, entry: u32, hold: u32) -> Self {
+        let content = guard.content(entry);
+        let (version, expiry_ms) = pin_facts(content);
+        Self {
+            cache: cache.clone(),
+            hold,
+            entry,
+            shard: guard.shard,
+            block: content.block.read(),
+            archive_bytes: content.archive_bytes.read(),
+            version,
+            expiry_ms,
+            absolute_ms: guard.entry(entry).absolute_ms.read(),
+        }
+    }
+
     /// The archive.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
@@ -341,7 +373,7 @@ impl Pin {
         self.version
     }
 
-    /// Idle expiry, Unix ms.
+    /// Idle expiry, Unix ms; from [`Cache::open_graced`] the end of the grace.
     pub fn expiry_ms(&self) -> u64 {
         self.expiry_ms
     }
@@ -424,7 +456,7 @@ impl Inner {
     }
 }
 
-fn gone() -> Error {
+pub(super) fn gone() -> Error {
     Error::new(ErrorKind::Gone, Origin::Cache, "the session is gone")
 }
 

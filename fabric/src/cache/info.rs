@@ -94,6 +94,8 @@ pub enum HoldState {
     Granted,
     /// Had the lock too long while others waited, and lost it.
     Revoked,
+    /// Gave the lock back and goes on reading.
+    Pinned,
 }
 
 /// How a wait ended.
@@ -153,7 +155,7 @@ pub struct EntryInfo {
     pub version: Version,
     /// Bytes of its archive.
     pub archive_bytes: u32,
-    /// Idle expiry, Unix ms.
+    /// Idle expiry, Unix ms; of a tombstone in its grace the end of that.
     pub expiry_ms: u64,
     /// The expiry that was last acked at every place (R13), Unix ms.
     pub pushed_expiry_ms: u64,
@@ -165,6 +167,8 @@ pub struct EntryInfo {
     pub adopted: bool,
     /// Whether somebody has its lock.
     pub locked: bool,
+    /// Until when it can be read although it is gone, Unix ms: its session has another id.
+    pub grace_until_ms: Option<u64>,
     /// Its places.
     pub places: Places,
 }
@@ -330,6 +334,7 @@ impl Guard<'_> {
             absolute_ms: entry.absolute_ms.read(),
             adopted: entry.flags.read() & FLAG_ADOPTED != 0,
             locked: entry.holder.read() != 0,
+            grace_until_ms: self.is_graced(index).then(|| content.expiry_ms.read()),
             places: (0..PLACES_MAX as u32).filter_map(|place| self.place_info(index, place)).collect(),
         }
     }

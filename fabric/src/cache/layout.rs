@@ -9,17 +9,24 @@ use super::{BookState, CacheSpec};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::lease::BlockOffset;
 use crate::limits::{self, BLOCK_UNIT_BYTES, NAME_BYTES_MAX, PLACES_MAX};
+use crate::numbers::BUCKETS;
 use crate::sync::words::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::mem::{offset_of, size_of};
+use std::mem::size_of;
+
+mod offsets;
 
 /// Version of the layout.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 /// First bytes of a segment.
 pub const MAGIC: u64 = u64::from_le_bytes(*b"selvageC");
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 4096;
-/// Number of counter cells in the header.
+/// Counters that a process has room for.
 pub const COUNTERS: usize = 64;
+/// Kinds of errors that a process has room for.
+pub const ERRORS: usize = 32;
+/// Histograms of durations that a process has room for, those of its pushes not included.
+pub const TIMES: usize = 8;
 /// Shards of the index.
 pub const SHARDS: u32 = 64;
 /// Holds that a process takes from the pool at a time.
@@ -107,8 +114,8 @@ pub struct Header {
     /// Changes: end of the mandate (R8).
     pub mandate_until_ns: AtomicU64,
     pub reserved_b: [AtomicU64; 5],
-    /// Change.
-    pub counters: [AtomicU64; COUNTERS],
+    /// Changes: rises when a session was left with fewer copies than it could have.
+    pub unprotected: AtomicU64,
 }
 
 /// One of the two view buffers.
@@ -128,6 +135,29 @@ pub struct ProcessRecord {
     pub pid: AtomicU32,
     pub doorbell: AtomicU32,
     pub reserved: [AtomicU32; 13],
+}
+
+/// Durations by size, and how often something failed. Statistics of one process slot, written by its threads
+/// only, and by whichever process has the slot: so they never fall while the segment lives.
+#[repr(C, align(128))]
+pub struct Timing {
+    /// By [`crate::numbers::bucket_of`]. Each rises after `sum_ns` has, so that the sum is never too small.
+    pub counts: [AtomicU64; BUCKETS],
+    pub sum_ns: AtomicU64,
+    /// Of pushes: those that did not end with an ack.
+    pub failed: AtomicU64,
+    pub reserved: [AtomicU64; 3],
+}
+
+/// What one process slot has counted and timed; on cache lines of its own, since each request writes here.
+#[repr(C, align(128))]
+pub struct Tally {
+    /// By [`NodeCounter`].
+    pub counters: [AtomicU64; COUNTERS],
+    /// By [`ErrorKind`].
+    pub errors: [AtomicU64; ERRORS],
+    /// By [`NodeTime`].
+    pub times: [Timing; TIMES],
 }
 
 /// `state` of a hold.
@@ -263,6 +293,9 @@ pub struct Entry {
     pub counted_safe: AtomicU32,
     pub counted_bytes: AtomicU32,
     pub places: [Place; PLACES_MAX],
+    /// Entry + 1 of the id that this session had before, and of the one that it has now: see `grace`.
+    pub predecessor: AtomicU32,
+    pub successor: AtomicU32,
 }
 
 /// `state` of a book.
@@ -321,76 +354,6 @@ pub struct Chunk {
     pub witness: AtomicU32,
 }
 
-const _: () = {
-    assert!(size_of::<Header>() <= HEADER_BYTES);
-    assert!(offset_of!(Header, magic) == 0 && offset_of!(Header, version) == 8);
-    assert!(offset_of!(Header, checksum) == 12 && offset_of!(Header, total_bytes) == 16);
-    assert!(offset_of!(Header, incarnation) == 24 && offset_of!(Header, cache_bytes) == 32);
-    assert!(offset_of!(Header, lease_bytes) == 40 && offset_of!(Header, lock_hold_ms) == 48);
-    assert!(offset_of!(Header, sessions_max) == 56 && offset_of!(Header, books) == 60);
-    assert!(offset_of!(Header, archive_bytes_max) == 64 && offset_of!(Header, processes_max) == 68);
-    assert!(offset_of!(Header, waiters_max) == 72 && offset_of!(Header, node_bytes) == 76);
-    assert!(offset_of!(Header, node) == 80 && offset_of!(Header, reserved_a) == 112);
-    assert!(offset_of!(Header, state) == 120 && offset_of!(Header, quarantine_hint) == 124);
-    assert!(offset_of!(Header, view_sequence) == 128 && offset_of!(Header, mandate_until_ns) == 136);
-    assert!(offset_of!(Header, reserved_b) == 144 && offset_of!(Header, counters) == 184);
-    assert!(size_of::<Header>() == 704);
-
-    assert!(offset_of!(ViewBuffer, term) == 0 && offset_of!(ViewBuffer, number) == 4);
-    assert!(offset_of!(ViewBuffer, bytes) == 8 && offset_of!(ViewBuffer, words) == 16);
-    assert!(size_of::<ViewBuffer>() == VIEW_BYTES_MAX + 64);
-
-    assert!(offset_of!(ProcessRecord, life) == 0 && offset_of!(ProcessRecord, pid) == 4);
-    assert!(offset_of!(ProcessRecord, doorbell) == 8 && size_of::<ProcessRecord>() == 64);
-
-    assert!(offset_of!(HoldRecord, state) == 0 && offset_of!(HoldRecord, entry) == 4);
-    assert!(offset_of!(HoldRecord, block) == 8 && offset_of!(HoldRecord, block_bytes) == 12);
-    assert!(offset_of!(HoldRecord, staged) == 16 && offset_of!(HoldRecord, staged_bytes) == 20);
-    assert!(offset_of!(HoldRecord, next) == 24 && offset_of!(HoldRecord, previous) == 28);
-    assert!(offset_of!(HoldRecord, ticket) == 32 && offset_of!(HoldRecord, granted_ns) == 40);
-    assert!(size_of::<HoldRecord>() == 64);
-
-    assert!(offset_of!(Shard, lock) == 0 && offset_of!(Shard, dirty) == 4);
-    assert!(offset_of!(Shard, sessions) == 16 && offset_of!(Shard, others) == 24);
-    assert!(offset_of!(Shard, bytes_used) == 32 && offset_of!(Shard, safe) == 40);
-    assert!(size_of::<Shard>() == 128);
-
-    assert!(offset_of!(Content, version_counter) == 0 && offset_of!(Content, expiry_ms) == 8);
-    assert!(offset_of!(Content, version_epoch) == 16 && offset_of!(Content, archive_bytes) == 20);
-    assert!(offset_of!(Content, block) == 24 && offset_of!(Content, state) == 28);
-    assert!(size_of::<Content>() == 32);
-
-    assert!(offset_of!(Place, server) == 0 && offset_of!(Place, acked_counter) == 8);
-    assert!(offset_of!(Place, acked_epoch) == 16 && offset_of!(Place, book) == 20);
-    assert!(offset_of!(Place, slot) == 24 && offset_of!(Place, state) == 28);
-    assert!(offset_of!(Place, blocks) == 32 && size_of::<Place>() == 40);
-
-    assert!(offset_of!(Entry, id) == 0 && offset_of!(Entry, used) == 16);
-    assert!(offset_of!(Entry, next) == 20 && offset_of!(Entry, holder) == 24);
-    assert!(offset_of!(Entry, holds) == 28 && offset_of!(Entry, content) == 32);
-    assert!(offset_of!(Entry, current) == 96 && offset_of!(Entry, waiters) == 100);
-    assert!(offset_of!(Entry, next_ticket) == 104 && offset_of!(Entry, created_ms) == 112);
-    assert!(offset_of!(Entry, absolute_ms) == 120 && offset_of!(Entry, pushed_expiry_ms) == 128);
-    assert!(offset_of!(Entry, flags) == 136 && offset_of!(Entry, counted_state) == 140);
-    assert!(offset_of!(Entry, counted_safe) == 144 && offset_of!(Entry, counted_bytes) == 148);
-    assert!(offset_of!(Entry, places) == 152 && size_of::<Entry>() == 320);
-
-    assert!(offset_of!(BookRecord, state) == 0 && offset_of!(BookRecord, name_bytes) == 4);
-    assert!(offset_of!(BookRecord, incarnation) == 8 && offset_of!(BookRecord, lease) == 16);
-    assert!(offset_of!(BookRecord, heap_bytes) == 24 && offset_of!(BookRecord, chunk_bytes) == 32);
-    assert!(offset_of!(BookRecord, slot_count) == 40 && offset_of!(BookRecord, chunks) == 44);
-    assert!(offset_of!(BookRecord, chunk_units) == 48 && offset_of!(BookRecord, name) == 56);
-    assert!(size_of::<BookRecord>() == 128);
-
-    assert!(offset_of!(SlotRecord, sequence) == 0 && offset_of!(SlotRecord, entry) == 4);
-    assert!(offset_of!(SlotRecord, blocks) == 8 && offset_of!(SlotRecord, process) == 16);
-    assert!(offset_of!(SlotRecord, pid) == 20 && offset_of!(SlotRecord, link) == 24);
-    assert!(size_of::<SlotRecord>() == 32);
-
-    assert!(offset_of!(Chunk, word) == 0 && offset_of!(Chunk, cursor) == 4);
-    assert!(offset_of!(Chunk, full) == 8 && offset_of!(Chunk, witness) == 12 && size_of::<Chunk>() == 16);
-};
-
 /// Marks the structures above as made of atomics only.
 macro_rules! words {
     ($($name:ty),*) => {
@@ -405,6 +368,8 @@ words!(
     Header,
     ViewBuffer,
     ProcessRecord,
+    Timing,
+    Tally,
     HoldRecord,
     Shard,
     Entry,
@@ -452,6 +417,9 @@ pub struct Geometry {
     pub book_records: Piece,
     pub views: Piece,
     pub processes: Piece,
+    pub tallies: Piece,
+    /// One process's after the other's.
+    pub push_times: Piece,
     pub hold_owners: Piece,
     pub hold_groups: Piece,
     pub holds: Piece,
@@ -464,6 +432,8 @@ pub struct Geometry {
     pub books: Vec<BookPieces>,
     pub heap: Piece,
     pub total_bytes: usize,
+    /// Ways to servers whose pushes a process times each for itself.
+    pub ways: u32,
     /// Hash chains of one shard, a power of two.
     pub buckets: u32,
     pub chunk_bytes: u64,
@@ -512,7 +482,11 @@ impl Geometry {
         let mut cursor = Cursor(HEADER_BYTES);
         let book_records = cursor.take::<BookRecord>(spec.books as usize);
         let views = cursor.take::<ViewBuffer>(2);
+        let tallies = processes;
+        let ways = spec.ways();
         let processes = cursor.take::<ProcessRecord>(processes);
+        let push_times = cursor.take::<Timing>(tallies * ways as usize);
+        let tallies = cursor.take::<Tally>(tallies);
         let (hold_owners, hold_groups) = cursor.owners(holds / HOLDS_PER_CHUNK as usize);
         let holds = cursor.take::<HoldRecord>(holds);
         let shards = cursor.take::<Shard>(SHARDS as usize);
@@ -535,6 +509,8 @@ impl Geometry {
             book_records,
             views,
             processes,
+            tallies,
+            push_times,
             hold_owners,
             hold_groups,
             holds,
@@ -547,6 +523,7 @@ impl Geometry {
             books,
             heap,
             total_bytes,
+            ways,
             buckets,
             chunk_bytes,
         })

@@ -12,6 +12,7 @@ mod attach;
 mod book;
 #[cfg(test)]
 mod crash;
+mod grace;
 mod header;
 mod heap;
 mod hold;
@@ -29,6 +30,7 @@ mod repair;
 mod segment;
 mod shard;
 mod spec;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -39,15 +41,17 @@ pub use info::{
     Opened, PlaceIndex, PlaceInfo, PlaceState, Places, ProcessId, ProcessInfo, Push, PushKind, Quarantined,
     SegmentState, Waited,
 };
-pub use layout::{COUNTERS, LAYOUT_VERSION, VIEW_BYTES_MAX, chunk_bytes};
-pub use spec::CacheSpec;
+pub use layout::{LAYOUT_VERSION, VIEW_BYTES_MAX, chunk_bytes};
+pub use spec::{CacheSpec, WAYS_PER_SERVER};
+pub use tally::CacheNumbers;
 
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Epoch, Incarnation, SessionId};
 use crate::lease::LeaseGeometry;
+use crate::limits::BLOCK_UNIT_BYTES;
 use crate::rules::{self, Rule};
 use crate::sync::LockFile;
-use crate::sync::words::{AtomicU64, Ordering};
+use crate::sync::words::Ordering;
 use crate::transport::Region;
 use layout::{Word, segment_state};
 use pool::HoldPool;
@@ -231,9 +235,14 @@ impl Cache {
         self.inner.set_view(epoch, bytes)
     }
 
-    /// A counter cell; the caller gives numbers their names.
-    pub fn counter(&self, index: usize) -> &AtomicU64 {
-        self.inner.counter(index)
+    /// Rises with every [`Cache::raise_unprotected`] of any process.
+    pub fn unprotected(&self) -> u64 {
+        self.inner.segment.header().unprotected.read()
+    }
+
+    /// Tells the steward that a session was left with fewer copies than it could have.
+    pub fn raise_unprotected(&self) {
+        self.inner.segment.header().unprotected.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Opens for change; joins the queue if others hold or wait.
@@ -330,6 +339,20 @@ impl Cache {
         let book = self.inner.book(book);
         book.slots.iter(book.slot_count(), |owner| owner != 0 && owner & book::QUARANTINED == 0).count()
             as u64
+    }
+
+    /// Slots and bytes of the lease of this book, as far as they can be used.
+    pub fn lease_size(&self, book: BookIndex) -> (u64, u64) {
+        let book = self.inner.book(book);
+        let heap = book.heap_size();
+        let units = u64::from(heap.chunks) * u64::from(heap.chunk_units);
+        (u64::from(book.slot_count()), units * BLOCK_UNIT_BYTES as u64)
+    }
+
+    /// Bytes of the lease of this book that are in use. Looks at every block.
+    pub fn lease_bytes(&self, book: BookIndex) -> u64 {
+        let book = self.inner.book(book);
+        book.heap.used_units(book.heap_size()) * BLOCK_UNIT_BYTES as u64
     }
 
     /// The active or retiring book of a server's life.

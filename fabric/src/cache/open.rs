@@ -1,6 +1,6 @@
 //! Opening sessions: for change, for reading, anew.
 
-use super::hold::{Hold, Pin, pin_facts};
+use super::hold::{Hold, Pin};
 use super::info::{EntryInit, Inserted, Opened};
 use super::layout::{Word, content_state, hold_state};
 use super::shard::shard_of;
@@ -9,14 +9,14 @@ use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::SessionId;
 
 /// A hold from the pool; goes back unless it was joined to an entry.
-struct Unused<'a> {
+pub(super) struct Unused<'a> {
     cache: &'a Inner,
-    hold: u32,
+    pub hold: u32,
 }
 
 impl<'a> Unused<'a> {
     #[inline]
-    fn new(cache: &'a Inner) -> Result<Self> {
+    pub fn new(cache: &'a Inner) -> Result<Self> {
         cache.check_alive()?;
         let hold = cache.pool.pop(&cache.segment.hold_owners, cache.word)?;
         Ok(Self { cache, hold })
@@ -24,7 +24,7 @@ impl<'a> Unused<'a> {
 
     /// It is in use now.
     #[inline]
-    fn joined(self) -> u32 {
+    pub fn joined(self) -> u32 {
         let hold = self.hold;
         std::mem::forget(self);
         hold
@@ -86,21 +86,9 @@ pub(super) fn read(cache: &Cache, id: &SessionId) -> Result<Option<Pin>> {
     let shard = shard_of(id);
     let guard = inner.lock_shard(shard)?;
     let Some(entry) = guard.find(id) else { return Ok(None) };
-    let content = guard.content(entry);
-    if content.state.read() != content_state::LIVE {
+    if guard.content(entry).state.read() != content_state::LIVE {
         return Ok(None);
     }
     guard.join(entry, unused.hold, hold_state::PINNED);
-    let (version, expiry_ms) = pin_facts(content);
-    Ok(Some(Pin {
-        cache: cache.clone(),
-        hold: unused.joined(),
-        entry,
-        shard,
-        block: content.block.read(),
-        archive_bytes: content.archive_bytes.read(),
-        version,
-        expiry_ms,
-        absolute_ms: guard.entry(entry).absolute_ms.read(),
-    }))
+    Ok(Some(Pin::of(cache, &guard, entry, unused.joined())))
 }

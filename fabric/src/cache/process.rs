@@ -150,6 +150,11 @@ impl ProcessTable {
         current == process.generation << 1 | 1 && self.liveness.alive(process.slot)
     }
 
+    /// Whether a process has ever had this slot.
+    pub fn was_used(&self, slot: u32) -> bool {
+        self.records[slot].life.read() != 0
+    }
+
     /// The pid that a process gave.
     pub fn pid(&self, slot: u32) -> u32 {
         self.records[slot].pid.read()

@@ -5,7 +5,7 @@ use super::book::Book;
 use super::heap::{Heap, HeapSize};
 use super::layout::{
     BookRecord, Entry, Geometry, HEADER_BYTES, Header, HeapPieces, HoldRecord, LAYOUT_VERSION, MAGIC, Piece,
-    Shard, ViewBuffer, Word, segment_state,
+    Shard, Tally, Timing, ViewBuffer, Word, segment_state,
 };
 use super::memory::{Array, Memory};
 use super::owner::OwnerTable;
@@ -30,6 +30,8 @@ pub struct Segment {
     header: Array<Header>,
     pub views: Array<ViewBuffer>,
     pub processes: ProcessTable,
+    pub tallies: Array<Tally>,
+    pub push_times: Array<Timing>,
     pub hold_owners: OwnerTable,
     pub holds: Array<HoldRecord>,
     pub shards: Array<Shard>,
@@ -96,6 +98,8 @@ impl Segment {
             header: memory.array(HEADER)?,
             views: memory.array(geometry.views)?,
             processes: ProcessTable::new(memory.array(geometry.processes)?, liveness),
+            tallies: memory.array(geometry.tallies)?,
+            push_times: memory.array(geometry.push_times)?,
             hold_owners: owners(&memory, geometry.hold_owners, geometry.hold_groups)?,
             holds: memory.array(geometry.holds)?,
             shards: memory.array(geometry.shards)?,

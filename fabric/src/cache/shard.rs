@@ -149,6 +149,8 @@ impl<'a> Guard<'a> {
         entry.holds.write(0);
         entry.waiters.write(0);
         entry.next_ticket.write(1);
+        entry.predecessor.write(0);
+        entry.successor.write(0);
         entry.pushed_expiry_ms.write(0);
         self.set_init(index, init);
         entry.counted_state.write(0);
@@ -176,7 +178,8 @@ impl<'a> Guard<'a> {
         let entry = self.entry(index);
         let live = self.content(index).state.read() == content_state::LIVE;
         let placed = entry.places.iter().any(|place| place.state.read() != place_state::EMPTY);
-        if live || placed || entry.holds.read() != 0 || self.is_quarantined(index) {
+        let held = entry.holds.read() != 0 || self.is_graced(index);
+        if live || placed || held || self.is_quarantined(index) {
             return;
         }
         entry.used.write(entry_used::NO);
@@ -304,6 +307,24 @@ impl<'a> Guard<'a> {
         self.grant_next(index);
         self.count(index);
         self.reap(index);
+    }
+
+    /// Makes a hold that has or had the lock a pin of what it saw last, and passes the lock on. The state is
+    /// what counts: who is killed after its store has given the lock back.
+    pub fn demote(&self, index: u32, hold: u32) {
+        let (entry, record) = (self.entry(index), self.hold(hold));
+        let had_lock = record.state.read() == hold_state::GRANTED;
+        if had_lock {
+            self.quarantine_open_pushes(index, self.cache.hold_owner(hold));
+        }
+        self.drop_staged(hold);
+        record.state.write(hold_state::PINNED);
+        kill_point!("lock.demoted");
+        if had_lock {
+            entry.holder.write(0);
+            self.grant_next(index);
+            self.count(index);
+        }
     }
 
     /// Frees the block that a hold has staged.
@@ -505,7 +526,14 @@ pub fn coarse_now_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn write_content(content: &Content, state: u32, block: u32, bytes: u32, version: Version, expiry: u64) {
+pub(super) fn write_content(
+    content: &Content,
+    state: u32,
+    block: u32,
+    bytes: u32,
+    version: Version,
+    expiry: u64,
+) {
     content.version_epoch.write(version.epoch);
     content.version_counter.write(version.counter);
     content.expiry_ms.write(expiry);

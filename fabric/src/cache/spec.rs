@@ -4,6 +4,9 @@ use crate::config::Config;
 use crate::ident::Incarnation;
 use crate::limits;
 
+/// Transports that are told apart in the numbers of pushes.
+pub const WAYS_PER_SERVER: u32 = 2;
+
 /// Sizes and bounds of a segment; fixed for its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheSpec {
@@ -44,6 +47,12 @@ impl CacheSpec {
             waiters_max: config.session.waiters_max,
             lock_hold_ms: config.session.lock_hold_ms,
         }
+    }
+
+    /// Ways to servers that are told apart in its numbers: each configured server by each transport between
+    /// hosts' processes.
+    pub fn ways(&self) -> u32 {
+        self.books.div_ceil(2) * WAYS_PER_SERVER
     }
 
     /// The name of the segment: `<prefix><node>-<incarnation hex>`.

@@ -11,8 +11,8 @@ use std::collections::BTreeSet;
 
 impl Cache {
     /// What is wrong in the segment; empty if nothing. Only at rest: no other process may work in it, and
-    /// dead ones must have been repaired. Finds stuck locks, entries outside chains, sums that are off, and
-    /// owned things that their owner does not name.
+    /// dead ones must have been repaired. Finds stuck locks, entries outside chains, sums that are off,
+    /// owned things that their owner does not name, and statistics that cannot be.
     ///
     /// # Errors
     /// `Timeout` if a shard is locked by a process that lives.
@@ -46,6 +46,7 @@ impl Cache {
         for index in 0..inner.segment.books.len() {
             self.verify_book(BookIndex(index as u32), &mut wrong);
         }
+        self.verify_tallies(&mut wrong);
         Ok(wrong)
     }
 

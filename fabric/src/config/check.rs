@@ -35,7 +35,7 @@ pub(super) struct Check<'a> {
 
 impl Check<'_> {
     /// Refuses unless `good`; the line is that of `key` inside the table at `span`, or the table's own.
-    fn that(
+    pub(super) fn that(
         &self,
         good: bool,
         span: std::ops::Range<usize>,
@@ -62,7 +62,7 @@ impl Check<'_> {
         Err(invalid(self.path, self.text, span.start + offset, &format!("`{key}`: {}", why())))
     }
 
-    fn range<T: PartialOrd + std::fmt::Display + Copy>(
+    pub(super) fn range<T: PartialOrd + std::fmt::Display + Copy>(
         &self,
         span: std::ops::Range<usize>,
         key: &str,
@@ -73,6 +73,18 @@ impl Check<'_> {
         self.that(low <= value && value <= high, span, key, || {
             format!("{value} is not within {low} to {high}")
         })
+    }
+
+    /// Where the table of this name stands, if it has a header of its own; else the one that it is in.
+    pub(super) fn table(&self, name: &str, outer: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+        let header = format!("[{name}]");
+        let lines = self.text.split_inclusive('\n').scan(0, |at, line| {
+            let start = *at;
+            *at += line.len();
+            Some((start, line))
+        });
+        let at = lines.into_iter().find(|(_, line)| line.trim_start().starts_with(&header));
+        at.map_or(outer.clone(), |(start, line)| start..start + line.len())
     }
 
     fn name(&self, span: std::ops::Range<usize>, name: &str) -> Result<()> {
@@ -121,7 +133,7 @@ impl File {
         let timing = checked_timing(self.timing, check)?;
         let memory = checked_memory(self.memory, &session, check)?;
         let rdma = checked_rdma(self.rdma, check)?;
-        checked_director(&self.director, check)?;
+        Director::check(&self.director, check)?;
         let director_control = (self.director.span(), self.director.as_ref().control.is_some());
         let servers = checked_servers(self.server, self.tls.is_some(), check)?;
         let nodes = checked_nodes(self.node, self.tls.is_some(), check)?;
@@ -162,13 +174,6 @@ fn checked_cluster(table: Spanned<Cluster>, check: &Check<'_>) -> Result<Cluster
     Ok(cluster)
 }
 
-fn checked_director(table: &Spanned<Director>, check: &Check<'_>) -> Result<()> {
-    let (span, director) = (table.span(), table.as_ref());
-    check.range(span.clone(), "hold_ms", director.hold_ms, 1, 600_000)?;
-    check.range(span.clone(), "requests_max", director.requests_max, 1, limits::REQUESTS_MAX)?;
-    check.range(span, "resend_body_bytes", director.resend_body_bytes, 0, limits::ARCHIVE_BYTES_MAX)
-}
-
 fn checked_session(table: Spanned<Session>, check: &Check<'_>) -> Result<Session> {
     let span = table.span();
     let session = table.into_inner();
@@ -200,7 +205,9 @@ fn checked_session(table: Spanned<Session>, check: &Check<'_>) -> Result<Session
     check.range(span.clone(), "waiters_max", session.waiters_max, 1, 1024)?;
     check.range(span.clone(), "wait_ms", session.wait_ms, 1, 600_000)?;
     check.range(span.clone(), "lock_hold_ms", session.lock_hold_ms, 100, 3_600_000)?;
-    check.range(span, "clock_skew_ms", session.clock_skew_ms, 0, 3_600_000)?;
+    check.range(span.clone(), "clock_skew_ms", session.clock_skew_ms, 0, 3_600_000)?;
+    let grace_max = limits::REGENERATE_GRACE_MAX.as_millis() as u64;
+    check.range(span, "regenerate_grace_ms", session.regenerate_grace_ms, 0, grace_max)?;
     Ok(session)
 }
 
@@ -275,6 +282,8 @@ fn checked_nodes(tables: Vec<Spanned<Node>>, has_tls: bool, check: &Check<'_>) -
         if has_tls {
             check.label(span.clone(), &node.name)?;
         }
+        check.range(span.clone(), "weight", node.weight, 0, limits::NODE_WEIGHT_MAX)?;
+        check.range(span.clone(), "maxconn", node.maxconn, 0, limits::REQUESTS_MAX)?;
         let twice = nodes.iter().any(|other: &Node| other.name == node.name);
         check.that(!twice, span.clone(), "name", || format!("two nodes are named \"{}\"", node.name))?;
         let shared = nodes.iter().any(|other: &Node| other.address == node.address);

@@ -2,8 +2,12 @@
 //! key.
 
 mod check;
+mod director;
+mod front;
 
 use self::check::{Check, File, invalid};
+pub use self::director::Director;
+pub use self::front::{AccessLogFormat, Certificate, FrontTls, Health};
 use crate::error::{Error, Origin, Result};
 use crate::ident::CookieKey;
 use crate::limits;
@@ -77,30 +81,6 @@ pub struct Cluster {
     pub transport: Option<TransportKind>,
 }
 
-/// The director.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Director {
-    /// Where browsers connect.
-    #[serde(default = "default_listen")]
-    pub listen: SocketAddr,
-    /// Where the admin API listens.
-    #[serde(default = "default_admin_listen")]
-    pub admin_listen: SocketAddr,
-    /// Longest time that a request may wait for a node that can take it, ms.
-    #[serde(default = "default_hold_ms")]
-    pub hold_ms: u64,
-    /// Requests that may be under way at once; the next one is answered 503.
-    #[serde(default = "default_requests_max")]
-    pub requests_max: usize,
-    /// Most bytes of a request body that are kept so that it can be sent again.
-    #[serde(default = "default_resend_body_bytes")]
-    pub resend_body_bytes: usize,
-    /// Where it listens for nodes of other hosts; on this host's socket only without it.
-    #[serde(default)]
-    pub control: Option<SocketAddr>,
-}
-
 /// Sessions and their cookie.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -125,6 +105,8 @@ pub struct Session {
     pub lock_hold_ms: u64,
     /// Clock skew that servers allow before they sweep, ms.
     pub clock_skew_ms: u64,
+    /// How long the old id of a session that was given a new one can still be read, at its host, ms.
+    pub regenerate_grace_ms: u64,
 }
 
 /// Heartbeats.
@@ -217,6 +199,12 @@ pub struct Node {
     /// Users whose processes may attach; empty: the user that runs the director or server.
     #[serde(default)]
     pub uids: Vec<u32>,
+    /// Its share of new sessions, 0 to 1000; none with 0.
+    #[serde(default = "default_node_weight")]
+    pub weight: u32,
+    /// Requests that may be under way at it at once; 0: no limit.
+    #[serde(default)]
+    pub maxconn: usize,
 }
 
 impl Config {
@@ -250,6 +238,14 @@ impl Config {
         })?;
         let check = Check { path, text };
         file.check(&check)
+    }
+
+    /// What is allowed and hardly meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let open = self.director.tls.is_some() && !self.session.cookie_secure;
+        let warning = "browsers reach the director by TLS, and `cookie_secure` in [session] is off: they \
+                       send the session's cookie without TLS, too";
+        open.then(|| warning.to_owned()).into_iter().collect()
     }
 
     /// The node with this name.
@@ -313,6 +309,7 @@ impl Default for Session {
             wait_ms: ms(limits::WAIT),
             lock_hold_ms: ms(limits::LOCK_HOLD),
             clock_skew_ms: ms(limits::CLOCK_SKEW),
+            regenerate_grace_ms: 0,
         }
     }
 }
@@ -379,28 +376,12 @@ fn default_copies() -> u32 {
     2
 }
 
-fn default_listen() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 8080))
-}
-
-fn default_admin_listen() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 8081))
-}
-
-fn default_hold_ms() -> u64 {
-    ms(limits::WAIT)
-}
-
-fn default_requests_max() -> usize {
-    10_000
-}
-
-fn default_resend_body_bytes() -> usize {
-    limits::RESEND_BODY_BYTES
-}
-
 fn default_weight() -> u32 {
     1
+}
+
+fn default_node_weight() -> u32 {
+    limits::NODE_WEIGHT
 }
 
 #[cfg(test)]
@@ -450,6 +431,25 @@ uids = [33]
         assert!(error_of(&GOOD.replace("0001\"", "001\"")).contains("x.toml:5: "));
         assert!(error_of(&GOOD.replace("\"n1\"", "\"N 1\"")).starts_with("x.toml:17: `name`: \"N 1\""));
         assert!(error_of("[cluster\n").starts_with("x.toml:1: "));
+    }
+
+    #[test]
+    fn limits_of_the_director_have_ranges() {
+        let director = |line: &str| GOOD.replace("listen =", &format!("{line}\nlisten ="));
+        let config = Config::parse(Path::new("x.toml"), &director("head_timeout_ms = 7")).unwrap();
+        assert_eq!((config.director.head_timeout_ms, config.director.headers_max), (7, 100));
+        for (line, why) in [
+            ("headers_max = 0", "`headers_max`: 0 is not within 1 to 1000"),
+            ("header_bytes_max = 100", "`header_bytes_max`: 100 is not within 1024 to 262144"),
+            ("uri_bytes_max = 40000", "`uri_bytes_max`: 40000 does not fit into header_bytes_max, 32768"),
+            ("idle_timeout_ms = 0", "`idle_timeout_ms`: 0 is not within 1 to 86400000"),
+            ("queue_timeout_ms = 0", "`queue_timeout_ms`: 0 is not within 1 to 600000"),
+        ] {
+            let error = error_of(&director(line));
+            assert!(error.starts_with(&format!("x.toml:8: {why}")), "{error}");
+        }
+        let error = error_of(&GOOD.replace("uids =", "maxconn = 99999999\nuids ="));
+        assert!(error.starts_with("x.toml:19: `maxconn`: 99999999 is not within 0 to"), "{error}");
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Member {
     pub fn may_be(&self, role: &Role) -> std::result::Result<(), Refusal> {
         let agrees = match (self, role) {
             (Self::Director, Role::Director) | (Self::Operator, Role::Operator) => true,
-            (Self::Node(ours), Role::Node { name, .. }) => ours == name,
+            (Self::Node(ours), Role::Node { name, .. } | Role::Application { name, .. }) => ours == name,
             _ => false,
         };
         match agrees {
@@ -157,10 +157,13 @@ mod tests {
     #[test]
     fn a_certificate_is_good_for_its_own_role_only() {
         let role = |name: &str| Role::Node { name: name.to_owned(), incarnation: Incarnation(1), pid: 1 };
+        let application = |name: &str| Role::Application { name: name.to_owned(), pid: 1 };
         let roles = [Role::Director, Role::Operator, role("s1"), role("n1"), role("node")];
         for member in members() {
             let may = roles.iter().filter(|role| member.may_be(role).is_ok()).count();
             assert_eq!(may, usize::from(!matches!(member, Member::Server(_))), "{member}");
+            let may = ["s1", "n1", "node"].iter().filter(|name| member.may_be(&application(name)).is_ok());
+            assert_eq!(may.count(), usize::from(matches!(member, Member::Node(_))), "{member}");
         }
         assert!(Member::Node("s1".to_owned()).may_be(&role("s1")).is_ok());
         assert!(Member::Server("s1".to_owned()).may_be(&role("s1")).is_err());

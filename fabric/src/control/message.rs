@@ -3,17 +3,26 @@
 //! Three conversations exist, each begun by the first-named side:
 //! node process -> server ([`ToServer`] / [`FromServer`], strictly request and reply, in order),
 //! director or operator -> server (the same messages), and
-//! node steward -> director ([`ToDirector`] / [`FromDirector`], both sides may send at any time).
+//! node steward -> director ([`ToDirector`] / [`FromDirector`], both sides may send at any time; another
+//! process of the node may ask the director for one thing). What the director has a node do for people is
+//! in `errand`.
+
+mod errand;
+
+pub use errand::{
+    AttributeFacts, AttributeKind, AttributeValue, Doomed, Errand, ErrandOutcome, SessionDetail, SessionFacts,
+};
 
 use crate::config::TransportKind;
 use crate::ident::{Epoch, Incarnation, SessionId, Version};
+use crate::numbers::Histogram;
 use crate::view::View;
 use serde::{Deserialize, Serialize};
 
 /// Version of this protocol. Neighbours one apart work together.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 /// Oldest version that this build understands.
-pub const PROTOCOL_VERSION_MIN: u32 = 2;
+pub const PROTOCOL_VERSION_MIN: u32 = 3;
 
 /// Who opens the connection.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -32,6 +41,14 @@ pub enum Role {
     Director,
     /// A person's tool; its user must be an operator.
     Operator,
+    /// A process of the named node that asks the director for something, beside its node's steward. Checked
+    /// as `Node` is.
+    Application {
+        /// The node's configured name.
+        name: String,
+        /// The process, as its node knows it.
+        pid: u32,
+    },
 }
 
 /// First message of every connection.
@@ -372,10 +389,23 @@ pub struct ServerReport {
     pub leases: Vec<LeaseReport>,
     /// Bytes of all leases.
     pub bytes: u64,
-    /// Counters since start, by name (for metrics): claims, fetches, seals, bad peers, bad cells, ...
-    pub counters: Vec<(String, u64)>,
+    /// Counters since start, by [`crate::numbers::ServerCounter`].
+    pub counters: Vec<u64>,
+    /// RDMA links that are open.
+    pub rdma_links: u64,
+    /// What is reported about once a second only.
+    pub numbers: Option<Box<ServerNumbers>>,
     /// For people: its RDMA device and port, or why it has none.
     pub rdma: String,
+}
+
+/// What a server has counted and timed, beside its counters.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ServerNumbers {
+    /// Requests that ended with an error, by [`crate::error::ErrorKind`].
+    pub errors: Vec<u64>,
+    /// By [`crate::numbers::ServerTime`].
+    pub times: Vec<Histogram>,
 }
 
 /// State of one lease.
@@ -413,6 +443,21 @@ pub enum ToDirector {
     /// Answer to `PrepareDrain`: every session has all copies that the view can give, no lock is held, no
     /// push is open.
     Drained,
+    /// The end of an errand.
+    ErrandEnded {
+        /// Its number.
+        number: u64,
+        /// How it ended.
+        outcome: ErrandOutcome,
+    },
+    /// An application, its only message: destroy every session of this owner, wherever it is. Answered by
+    /// `OwnerDestroyed`, or `Refused` with what is not certain.
+    DestroyOwner {
+        /// The owner.
+        owner: String,
+        /// How long it waits for that, ms.
+        within_ms: u32,
+    },
 }
 
 /// A steward's heartbeat.
@@ -434,8 +479,47 @@ pub struct NodeBeat {
     pub cache_bytes: (u64, u64),
     /// The steward's link to each server of its view.
     pub links: Vec<LinkReport>,
-    /// Counters since start, by name (for metrics).
-    pub counters: Vec<(String, u64)>,
+    /// Counters since the incarnation's start, by [`crate::numbers::NodeCounter`].
+    pub counters: Vec<u64>,
+    /// What is reported about once a second only.
+    pub numbers: Option<Box<NodeNumbers>>,
+}
+
+/// What the processes of a node have counted and timed, beside their counters.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct NodeNumbers {
+    /// Calls of web servers that ended with an error, by [`crate::error::ErrorKind`].
+    pub errors: Vec<u64>,
+    /// By [`crate::numbers::NodeTime`].
+    pub times: Vec<Histogram>,
+    /// Ways to servers over which something was pushed.
+    pub pushes: Vec<PushNumbers>,
+    /// The node's lease at each server of its view.
+    pub leases: Vec<LeaseUse>,
+}
+
+/// Pushes of a node to a server.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PushNumbers {
+    /// The server's configured name.
+    pub server: String,
+    /// How they went.
+    pub transport: TransportKind,
+    /// Of those that were timed: from the posting to the ack.
+    pub time: Histogram,
+    /// That did not end with an ack.
+    pub failed: u64,
+}
+
+/// How full a node's lease is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LeaseUse {
+    /// The server's configured name.
+    pub server: String,
+    /// Slots in use, and all.
+    pub slots: (u64, u64),
+    /// Bytes of its heap in use, and all.
+    pub bytes: (u64, u64),
 }
 
 /// From the director to a node.
@@ -465,4 +549,19 @@ pub enum FromDirector {
     },
     /// Refused.
     Refused(Refusal),
+    /// Something to be done for an operator or an application. Answered by `ErrandEnded`, over the connection
+    /// that then is the steward's.
+    Errand {
+        /// Never used twice, by no director.
+        number: u64,
+        /// What.
+        errand: Errand,
+        /// When it is to be answered at the latest, ms from now.
+        within_ms: u32,
+    },
+    /// Answer to `DestroyOwner`: none of its sessions is left.
+    OwnerDestroyed {
+        /// Sessions that were destroyed for this.
+        sessions: u64,
+    },
 }

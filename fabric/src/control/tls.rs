@@ -328,7 +328,11 @@ fn stamps(dir: &Path, member: &Member) -> Stamps {
     })
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+/// The certificates of a PEM file; at least one.
+///
+/// # Errors
+/// `Os` if it cannot be read, `Invalid` if it is no such file.
+pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let text = read(path)?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
@@ -342,7 +346,11 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     }
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+/// The key of a PEM file.
+///
+/// # Errors
+/// `Os` if it cannot be read, `Invalid` if it is no such file, `Denied` if others can use it.
+pub fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let text = read(path)?;
     let mode = path.metadata().map_err(|error| unreadable(path, error))?.mode();
     // Others may do nothing with it; a group may read it, which is how many hosts share keys with a service.
@@ -370,7 +378,7 @@ fn unreadable(path: &Path, error: std::io::Error) -> Error {
     let what = match error.kind() {
         std::io::ErrorKind::NotFound => {
             format!(
-                "{} is missing: `selvage ca` makes it, and it must be copied to this host",
+                "{} is missing: for `[tls]`, `selvage ca` makes it, and it must be copied to this host",
                 path.display()
             )
         }

@@ -5,7 +5,7 @@
 use super::attend::unless_lost;
 use super::claims::{Claimed, Wanted, admit, claim, claim_at_newcomers, fetch_archives, unclaim};
 use super::destroy::declare_gone;
-use super::host::{Counter, Host, Lane, Plan};
+use super::host::{Host, Lane, Plan};
 use super::push::{Cargo, Flight, Stamp, launch, window};
 use super::servers::unexpected;
 use super::sweep::{Pace, copies_of};
@@ -113,7 +113,7 @@ impl Pass<'_> {
             EntryState::Live => {
                 self.complete = false;
                 // The sweep makes its copies. Whoever left it without them could not; so it is said here.
-                self.host.count(Counter::Unprotected, 1);
+                self.host.unprotected();
             }
             // A request finishes its fetch.
             EntryState::Adopting => self.complete = false,

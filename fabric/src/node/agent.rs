@@ -9,20 +9,22 @@ use super::adopt;
 use super::attachment::Attachment;
 use super::claims::register_claims;
 use super::clock::{Clock, SystemClock};
-use super::host::{Counter, Host, LinkState};
+use super::errand;
+use super::host::{Host, LinkState};
 use super::join::{Joined, connect_director, join, leave};
 use super::links::LinkKeeper;
+use super::report::{Reporter, beat_of};
 use super::steward::{Effect, Event, Steward, StewardTiming};
 use super::sweep::{Pace, sweep};
 use crate::cache::BookIndex;
-use crate::control::message::{FromDirector, NodeBeat, ToDirector};
+use crate::control::message::{Errand, ErrandOutcome, FromDirector, ToDirector};
 use crate::control::stream::{Sender as ControlSender, Stream};
 use crate::error::ErrorKind;
 use crate::ident::{Epoch, Incarnation};
 use crate::limits::STEWARD_POLL;
+use crate::numbers::NodeCounter;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -114,6 +116,7 @@ struct Agent<'a> {
     beats: u64,
     /// Copies in each server's lease at the last count.
     copies: HashMap<Incarnation, u64>,
+    reporter: Reporter,
 }
 
 impl<'a> Agent<'a> {
@@ -147,6 +150,7 @@ impl<'a> Agent<'a> {
             unprotected_seen: 0,
             beats: 0,
             copies: HashMap::new(),
+            reporter: Reporter::default(),
         };
         if let Some(stream) = director {
             agent.take_connection(stream);
@@ -181,6 +185,7 @@ impl<'a> Agent<'a> {
         match self.host.cache.repair_dead() {
             Ok(died) if !died.is_empty() => {
                 kill_point!("steward.repaired");
+                self.host.count(NodeCounter::ProcessDeaths, died.len() as u64);
                 tracing::info!(
                     node = self.host.name,
                     died = died.len(),
@@ -191,7 +196,7 @@ impl<'a> Agent<'a> {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "cannot repair after dead processes"),
         }
-        let unprotected = self.host.cache.counter(Counter::Unprotected as usize).load(Ordering::Relaxed);
+        let unprotected = self.host.cache.unprotected();
         if unprotected != self.unprotected_seen {
             self.unprotected_seen = unprotected;
             self.handle(Event::Unprotected);
@@ -252,6 +257,7 @@ impl<'a> Agent<'a> {
             Effect::RegisterClaims { server } => self.register_claims(server),
             Effect::Sweep => self.sweep(),
             Effect::Adopt { dead } => self.adopt(dead),
+            Effect::Errand { number, errand, within_ms } => self.errand(number, errand, within_ms),
             Effect::End { drained } => {
                 tracing::warn!(node = self.host.name, drained, "this incarnation is over");
                 self.host.cache.poison();
@@ -337,6 +343,7 @@ impl<'a> Agent<'a> {
             }
         }
         beat.links = self.links.report(&plan, self.clock.monotonic_ns());
+        beat.numbers = self.reporter.numbers(self.host);
         // The mandate counts from here (R8): nothing that takes time comes after this.
         beat.sent_ns = self.clock.monotonic_ns();
         kill_point!("steward.beat");
@@ -406,27 +413,16 @@ impl<'a> Agent<'a> {
         };
         self.spawn(work, Note::Event(Event::AdoptionEnded { dead, epoch, complete: false }));
     }
-}
 
-/// A heartbeat, but for the links and the time of its sending.
-pub(super) fn beat_of(host: &Host, epoch: Epoch, settled: Vec<Incarnation>) -> NodeBeat {
-    let cache = &host.cache;
-    let stats = cache.stats().unwrap_or_default();
-    let living = cache.processes().into_iter().filter(|process| process.alive);
-    let counters = Counter::ALL.iter().map(|(counter, name)| {
-        let value = cache.counter(*counter as usize).load(Ordering::Relaxed);
-        ((*name).to_owned(), value)
-    });
-    NodeBeat {
-        sent_ns: 0,
-        epoch,
-        sessions: stats.sessions,
-        safe: stats.safe,
-        settled,
-        pids: living.map(|process| process.pid).collect(),
-        cache_bytes: (stats.bytes_used, stats.bytes_total),
-        counters: counters.collect(),
-        links: Vec::new(),
+    fn errand(&mut self, number: u64, errand: Errand, within_ms: u32) {
+        let (attachment, host) = (self.attachment.clone(), self.host.clone());
+        let work = move || {
+            let within = Duration::from_millis(within_ms.into());
+            let outcome = errand::run(&host, &errand, within, attachment.stop_flag());
+            Note::Event(Event::ErrandEnded { number, outcome })
+        };
+        let outcome = ErrandOutcome::Failed("there is no thread for it".to_owned());
+        self.spawn(work, Note::Event(Event::ErrandEnded { number, outcome }));
     }
 }
 

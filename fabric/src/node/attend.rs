@@ -2,7 +2,7 @@
 //! sessions are under way at once. Between the two the session stays locked.
 
 use super::destroy::{Burial, Burying, begin_burial, begin_expiry};
-use super::host::{Counter, Host, Lane, Plan};
+use super::host::{Host, Lane, Plan};
 use super::open::is_expired;
 use super::push::{Cargo, Flight, Stamp, launch};
 use super::sweep::{Need, must_keep};
@@ -12,6 +12,7 @@ use crate::error::{ErrorKind, Result};
 use crate::ident::Incarnation;
 use crate::lease::CellState;
 use crate::limits::PLACES_MAX;
+use crate::numbers::NodeCounter;
 use crate::rules::{Rule, holds};
 use std::sync::Arc;
 use std::time::Instant;
@@ -170,7 +171,7 @@ fn copied<'a>(
 ) -> Result<Next<'a>> {
     let reach = flight.land(host, hold)?;
     kill_point!("recopy.landed");
-    host.count(Counter::Recopies, u64::from(reach.pushes));
+    host.count(NodeCounter::Recopies, u64::from(reach.pushes));
     if reach.copies < plan.copies_possible() {
         return Ok(Next::Ended(false));
     }

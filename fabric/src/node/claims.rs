@@ -1,6 +1,6 @@
 //! Claims and fetched archives: how a session is taken over from sealed leases, one at a time or in batches.
 
-use super::host::{Counter, Host, Plan};
+use super::host::{Host, Plan};
 use super::push::{Cargo, Stamp, protect};
 use super::servers::unexpected;
 use crate::archive::OwnedArchive;
@@ -9,6 +9,7 @@ use crate::control::message::{ClaimAnswer, FetchedArchive, FromServer, SealedCop
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId, Version};
 use crate::limits::BATCH_SESSIONS_MAX;
+use crate::numbers::NodeCounter;
 use crate::rules::{Rule, holds};
 
 /// What claiming a session at every up server has shown.
@@ -27,6 +28,7 @@ pub(super) enum Claimed {
 /// # Errors
 /// If one server could not answer. Claims that were made stay; claim again, or [`unclaim`].
 pub(super) fn claim(host: &Host, plan: &Plan, ids: &[SessionId]) -> Result<Vec<Claimed>> {
+    host.count(NodeCounter::Claims, ids.len() as u64);
     let mut claimed = vec![Claimed::Ours(None); ids.len()];
     for (index, server) in plan.view.servers.iter().enumerate() {
         if index > 0 && !holds(Rule::R1Claim) {
@@ -127,7 +129,7 @@ pub(super) fn fetch_archives(host: &Host, plan: &Plan, wanted: &[Wanted]) -> Vec
 /// version of its cell.
 fn check(host: &Host, wanted: &Wanted, fetched: &FetchedArchive) -> Result<OwnedArchive> {
     let corrupt = |why: String| {
-        host.count(Counter::BadCopies, 1);
+        host.count(NodeCounter::BadCopies, 1);
         Error::new(ErrorKind::Corrupt, Origin::Node, format!("a copy of session {}: {why}", wanted.id))
     };
     if let Some(error) = &fetched.error {
@@ -147,6 +149,10 @@ fn check(host: &Host, wanted: &Wanted, fetched: &FetchedArchive) -> Result<Owned
 }
 
 /// Makes a fetched session this node's own: new ownership epoch (R12), into the cache, then to its placement.
+///
+/// # Errors
+/// `NotYet` if sealed leases of the view that the claim went by have been released since: who wants to
+/// destroy sessions does not wait for those any more, so none may appear. Look again by the new view.
 pub(super) fn admit(
     host: &Host,
     plan: &Plan,
@@ -154,6 +160,12 @@ pub(super) fn admit(
     wanted: &Wanted,
     mut archive: OwnedArchive,
 ) -> Result<Stamp> {
+    let newest = host.plan().clone();
+    let is_kept = |life| newest.view.dead.iter().any(|dead| dead.incarnation == life);
+    if !plan.view.dead.iter().all(|dead| is_kept(dead.incarnation)) {
+        let context = "sealed leases were released while the session was fetched";
+        return Err(Error::new(ErrorKind::NotYet, Origin::Node, context));
+    }
     let found = wanted.copy.version;
     let version = match holds(Rule::R12Epochs) {
         true => Version {
@@ -168,7 +180,7 @@ pub(super) fn admit(
     hold.set_init(EntryInit { created_ms, absolute_ms, adopted: true })?;
     hold.stage(archive.bytes().len() as u32)?.copy_from_slice(archive.bytes());
     hold.publish(version, wanted.copy.expiry_ms)?;
-    host.count(Counter::Adoptions, 1);
+    host.count(NodeCounter::Adoptions, 1);
     Ok(Stamp { id: wanted.id, version, expiry_ms: wanted.copy.expiry_ms })
 }
 

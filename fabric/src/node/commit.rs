@@ -1,13 +1,15 @@
 //! A commit: the changes become the session's new version, in the cache and at the servers of its placement
 //! (`ARCHITECTURE.md`, "A commit, step by step").
 
-use super::host::{Counter, Host, Lane, LinkState, Plan};
+use super::OpenMode;
+use super::host::{Host, Lane, LinkState, Plan};
 use super::open::{OpenSession, lifetimes_ms, raise};
 use super::push::{Cargo, Flight, Reach};
 use super::session::{Ack, Committed, Short};
 use crate::archive::{Builder, Head};
 use crate::error::{ErrorKind, Result};
 use crate::ident::{SessionId, Version};
+use crate::numbers::{NodeCounter, NodeTime};
 use crate::rules::{Rule, holds};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -43,6 +45,7 @@ pub(super) enum Commit {
 pub(super) struct UnderWay {
     pub flight: Flight<Arc<Lane>>,
     cargo: Cargo,
+    since_ns: Option<u64>,
 }
 
 impl OpenSession {
@@ -51,10 +54,19 @@ impl OpenSession {
         !self.changes.is_empty() || self.owner.is_some() || self.archive().is_none()
     }
 
-    /// Commits; waits for links as `ack` says, and for the pushes.
+    /// Commits; waits for the lock of an unlocked handle, for links as `ack` says, and for the pushes.
     pub fn commit(&mut self, ack: Ack) -> Result<Committed> {
+        match self.mode {
+            OpenMode::Unlocked => self.commit_unlocked(ack),
+            _ => self.commit_locked(ack),
+        }
+    }
+
+    /// Commits under the lock.
+    pub fn commit_locked(&mut self, ack: Ack) -> Result<Committed> {
         self.hold()?.check()?;
         let host = self.host.clone();
+        let since_ns = host.sample_commit();
         if must_wait(&host, self.facts.id, ack) {
             // An incarnation that is about to end gets no mandate: do not wait longer than one would last.
             let bound = Duration::from_millis(host.config.timing.mandate_ms);
@@ -66,33 +78,38 @@ impl OpenSession {
         let stamp = self.facts.stamp();
         let hold = self.hold()?;
         let mut flight = Flight::new(&plan, &stamp);
+        flight.volley().time_if(since_ns.is_some());
         let launched = flight.launch(&host, hold, &plan, cargo);
         let reach = launched.and_then(|()| flight.land(&host, hold));
-        self.committed(reach, cargo)
+        self.committed(reach, cargo, since_ns)
     }
 
     /// Commits without waiting: polls for a moment, and gives back what has not ended by then.
     pub fn commit_now(&mut self) -> Result<Commit> {
         self.hold()?.check()?;
         let host = self.host.clone();
+        let since_ns = host.sample_commit();
         let cargo = self.change()?;
         let plan = host.plan();
         let stamp = self.facts.stamp();
         let hold = self.hold()?;
         let mut flight = Flight::new(&plan, &stamp);
+        flight.volley().time_if(since_ns.is_some());
         let launched = flight.launch(&host, hold, &plan, cargo);
         if launched.is_ok() && !flight.volley().is_over_soon(hold) {
-            return Ok(Commit::UnderWay(UnderWay { flight: flight.keep(), cargo }));
+            return Ok(Commit::UnderWay(UnderWay { flight: flight.keep(), cargo, since_ns }));
         }
         let reach = launched.and_then(|()| flight.land(&host, hold));
-        self.committed(reach, cargo).map(Commit::Ended)
+        self.committed(reach, cargo, since_ns).map(Commit::Ended)
     }
 
     /// Ends what [`Self::commit_now`] has begun; waits for what is still under way.
     pub fn commit_later(&mut self, mut under_way: UnderWay) -> Result<Committed> {
         let host = self.host.clone();
         let reach = under_way.flight.land(&host, self.hold()?);
-        self.committed(reach, under_way.cargo)
+        let committed = self.committed(reach, under_way.cargo, under_way.since_ns);
+        self.unlock();
+        committed
     }
 
     /// Puts the changes into the cache, and says what has to be pushed. Without changes: a touch if one is
@@ -112,17 +129,17 @@ impl OpenSession {
         self.facts.expiry_ms = expiry_ms;
         self.changes.clear();
         self.owner = None;
-        host.count(Counter::Commits, 1);
+        host.count(NodeCounter::Commits, 1);
         Ok(Cargo::Archive)
     }
 
-    fn committed(&mut self, reach: Result<Reach>, cargo: Cargo) -> Result<Committed> {
+    fn committed(&mut self, reach: Result<Reach>, cargo: Cargo, since_ns: Option<u64>) -> Result<Committed> {
         let reach = match reach {
             Ok(reach) => reach,
             Err(error) if error.kind == ErrorKind::LockLost && cargo == Cargo::Archive => {
                 // The version stands in the cache; who has the lock now goes on from it, and the sweep copies
                 // it.
-                self.host.count(Counter::Unprotected, 1);
+                self.host.unprotected();
                 Reach { short: Some(Short::NotAwaited), ..Reach::default() }
             }
             Err(error) => return Err(error),
@@ -130,7 +147,11 @@ impl OpenSession {
         kill_point!("commit.landed");
         self.facts.copies = reach.copies;
         if reach.short.is_some() {
-            self.host.count(Counter::ShortCommits, 1);
+            self.host.count(NodeCounter::ShortCommits, 1);
+        }
+        // What changed nothing was no commit, and has not moved the count that sampling goes by.
+        if let (Some(since_ns), Cargo::Archive) = (since_ns, cargo) {
+            self.host.observe_since(NodeTime::Commit, since_ns);
         }
         Ok(Committed { version: self.facts.version, copies: reach.copies, short: reach.short })
     }

@@ -7,8 +7,8 @@
 //! the other one, or still arrives there, is older and counts for less. Whatever cannot be done now is done
 //! by the steward's sweep, which finds the entry by its state.
 
-use super::host::{Counter, Host, Lane, Plan};
-use super::open::{Access, Facts, OpenSession, facts_of, timed_out};
+use super::host::{Host, Lane, Plan};
+use super::open::{Facts, OpenSession, facts_of, timed_out};
 use super::push::Stamp;
 use super::volley::{End, Volley};
 use crate::cache::{EntryInfo, EntryState, Hold, PlaceInfo, PushKind};
@@ -16,6 +16,7 @@ use crate::control::message::ToServer;
 use crate::error::{ErrorKind, Result};
 use crate::ident::{Incarnation, SessionId, Version};
 use crate::lease::CellState;
+use crate::numbers::NodeCounter;
 use crate::rules::{Rule, holds};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,35 +37,35 @@ impl OpenSession {
     /// the view.
     pub fn destroy(mut self) -> Result<()> {
         let host = self.host.clone();
+        // Whatever was collected is of no use any more, and must not keep it from being destroyed.
+        self.changes.clear();
+        self.lock(host.deadline())?;
         if self.archive().is_none() {
             // Never committed: letting go of the hold leaves nothing.
             self.hold()?;
             return Ok(());
         }
         let facts = self.facts;
-        let Access::Exclusive(hold) = &mut self.access else {
-            return self.hold().map(|_| ());
-        };
-        host.count(Counter::Destroys, 1);
-        entomb(&host, hold, &facts, host.deadline())
+        host.count(NodeCounter::Destroys, 1);
+        entomb(&host, self.hold()?, &facts, host.deadline())
     }
 }
 
 /// Ends a session whose time is over; the caller answers "expired" after that (R14).
-pub(super) fn expire(host: &Host, mut hold: Hold, info: &EntryInfo) -> Result<()> {
-    host.count(Counter::Expiries, 1);
+pub(super) fn expire(host: &Host, hold: &mut Hold, info: &EntryInfo) -> Result<()> {
+    host.count(NodeCounter::Expiries, 1);
     if !holds(Rule::R14Expiry) {
         return Ok(());
     }
     kill_point!("expire.asked");
-    entomb(host, &mut hold, &facts_of(&host.plan(), info), host.deadline())?;
+    entomb(host, hold, &facts_of(&host.plan(), info), host.deadline())?;
     kill_point!("expire.answered");
     Ok(())
 }
 
 /// Begins to end a session whose time is over, for who answers nobody and comes again.
 pub(super) fn begin_expiry(host: &Host, hold: &mut Hold, info: &EntryInfo) -> Result<Burying> {
-    host.count(Counter::Expiries, 1);
+    host.count(NodeCounter::Expiries, 1);
     hold.remove(Version { counter: info.version.counter + 1, ..info.version })?;
     kill_point!("expire.swept");
     begin_burial(host, hold, Instant::now())
@@ -91,7 +92,7 @@ pub(super) fn is_finished(host: &Host, hold: &Hold) -> Result<bool> {
 pub(super) fn finish(host: &Host, hold: &mut Hold, deadline: Instant) -> Result<()> {
     while bury(host, hold, deadline, true)? == Burial::Open {
         if Instant::now() >= deadline {
-            host.count(Counter::Unprotected, 1);
+            host.unprotected();
             return Err(timed_out(host, "the session's tombstones; they follow in the background"));
         }
         // A server that does not ack leaves the view soon; until then look again.

@@ -5,12 +5,13 @@ use super::claims::{
     Claimed, Wanted, admit, claim, claim_at_newcomers, fetch_archives, protect_admitted, unclaim,
 };
 use super::destroy::declare_gone;
-use super::host::{Counter, Host, Plan};
+use super::host::{Host, Plan};
 use super::open::timed_out;
 use super::push::Stamp;
 use crate::cache::{EntryInit, Hold, Inserted};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Cookie, Incarnation};
+use crate::numbers::NodeTime;
 use crate::rules::{Rule, holds};
 use crate::view::View;
 use std::time::{Duration, Instant};
@@ -32,6 +33,13 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Takes the session over. Waits, at most until `deadline`, for the view to say that all leases are sealed
 /// (R2) and for every up server to answer (R5).
 pub(super) fn fetch(host: &Host, cookie: &Cookie, deadline: Instant) -> Result<Fetched> {
+    let since_ns = host.clock.monotonic_ns();
+    let fetched = take_over(host, cookie, deadline)?;
+    host.observe_since(NodeTime::Fetch, since_ns);
+    Ok(fetched)
+}
+
+fn take_over(host: &Host, cookie: &Cookie, deadline: Instant) -> Result<Fetched> {
     wait_for_view(host, cookie, deadline)?;
     // The entry first: other requests of this node queue behind it instead of fetching the same session
     // again.
@@ -91,7 +99,7 @@ fn settle_in(host: &Host, plan: &Plan, hold: &mut Hold, stamp: &Stamp, deadline:
             Err(error) => break Err(error),
         }
     };
-    settled.inspect_err(|_| host.count(Counter::Unprotected, 1))
+    settled.inspect_err(|_| host.unprotected())
 }
 
 fn try_fetch(host: &Host, plan: &Plan, cookie: &Cookie, hold: &mut Hold) -> Result<Attempt> {

@@ -7,68 +7,20 @@
 use super::clock::Clock;
 use super::servers::{Lifeline, OpenedLink, Servers};
 use crate::archive::ArchiveLimits;
-use crate::cache::{BookIndex, BookState, Cache};
+use crate::cache::{BookIndex, BookState, Cache, WAYS_PER_SERVER};
 use crate::config::Config;
 use crate::control::message::ToServer;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Incarnation, SessionId};
+use crate::numbers::{NodeCounter, NodeTime, SAMPLE};
 use crate::placement;
 use crate::rules::{Rule, holds};
 use crate::transport::{Link, TransportKind};
 use crate::view::{ServerEntry, View};
 use arc_swap::ArcSwap;
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Counters in the segment's header, by their index; reported with each heartbeat.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(usize)]
-pub enum Counter {
-    /// Commits.
-    Commits,
-    /// Commits that reached fewer copies than the view asks for.
-    ShortCommits,
-    /// Touches pushed.
-    Touches,
-    /// Sessions created.
-    Creates,
-    /// Sessions adopted.
-    Adoptions,
-    /// Sessions destroyed.
-    Destroys,
-    /// Sessions that expired.
-    Expiries,
-    /// Pushes of the background to make copies whole again.
-    Recopies,
-    /// Fetched copies that failed a check.
-    BadCopies,
-    /// Pushes that found no room in a lease.
-    LeaseFull,
-    /// Slots put into quarantine and released again.
-    Quarantines,
-    /// Rises when a session was left with fewer copies than it could have: the steward sweeps.
-    Unprotected,
-}
-
-impl Counter {
-    /// All of them with their names in metrics.
-    pub const ALL: [(Self, &'static str); 12] = [
-        (Self::Commits, "commits"),
-        (Self::ShortCommits, "short_commits"),
-        (Self::Touches, "touches"),
-        (Self::Creates, "creates"),
-        (Self::Adoptions, "adoptions"),
-        (Self::Destroys, "destroys"),
-        (Self::Expiries, "expiries"),
-        (Self::Recopies, "recopies"),
-        (Self::BadCopies, "bad_copies"),
-        (Self::LeaseFull, "lease_full"),
-        (Self::Quarantines, "quarantines_released"),
-        (Self::Unprotected, "unprotected"),
-    ];
-}
 
 /// What operations go by: the newest view and, beside each of its servers, this process's link.
 pub struct Plan {
@@ -101,6 +53,8 @@ pub struct Lane {
     pub number: Option<u64>,
     /// The control connection that the link lives by, if it does.
     pub lifeline: Option<Arc<Lifeline>>,
+    /// Which server by which transport, for the numbers of pushes.
+    pub way: u32,
 }
 
 impl Lane {
@@ -338,7 +292,8 @@ impl Host {
         });
         if lost {
             tracing::warn!(server = lane.server.tag(), why, detail = lane.link.detail(), "a link is lost");
-            self.count(Counter::Unprotected, 1);
+            self.count(NodeCounter::LinkLosses, 1);
+            self.unprotected();
             if let Some(alarm) = self.alarm.get() {
                 alarm();
             }
@@ -374,7 +329,15 @@ impl Host {
             }
             None => return Ok(None),
         };
-        Ok(Some(Arc::new(Lane { server: server.incarnation, book, link, number, lifeline })))
+        let way = self.way_of(&server.name, link.kind());
+        Ok(Some(Arc::new(Lane { server: server.incarnation, book, link, number, lifeline, way })))
+    }
+
+    /// The number under which pushes to a server by a transport are timed: by the order of the configuration.
+    fn way_of(&self, server: &str, transport: TransportKind) -> u32 {
+        let servers = &self.config.servers;
+        let index = servers.iter().position(|it| it.name == server).unwrap_or(servers.len());
+        index as u32 * WAYS_PER_SERVER + u32::from(transport == TransportKind::Verbs)
     }
 
     /// Whether the steward has made the book of a server's lease.
@@ -459,8 +422,34 @@ impl Host {
     }
 
     /// Adds to a counter.
-    pub fn count(&self, counter: Counter, by: u64) {
-        self.cache.counter(counter as usize).fetch_add(by, Ordering::Relaxed);
+    #[inline]
+    pub fn count(&self, counter: NodeCounter, by: u64) {
+        self.cache.count(counter, by);
+    }
+
+    /// Counts an error that a caller of this node is given.
+    #[cold]
+    pub fn count_error(&self, error: &Error) {
+        self.cache.count_error(error.kind);
+    }
+
+    /// Takes in how long something took that began at `since_ns` of the monotonic clock.
+    pub fn observe_since(&self, time: NodeTime, since_ns: u64) {
+        self.cache.observe(time, self.clock.monotonic_ns().saturating_sub(since_ns));
+    }
+
+    /// The time on the monotonic clock if the next commit is one of those that are timed.
+    #[inline]
+    pub fn sample_commit(&self) -> Option<u64> {
+        let due = self.cache.counted_here(NodeCounter::Commits).is_multiple_of(SAMPLE);
+        due.then(|| self.clock.monotonic_ns())
+    }
+
+    /// A session was left with fewer copies than it could have: the steward sweeps.
+    #[cold]
+    pub fn unprotected(&self) {
+        self.count(NodeCounter::Unprotected, 1);
+        self.cache.raise_unprotected();
     }
 
     /// The error of an incarnation that is over.

@@ -7,16 +7,17 @@
 //! that owns the time, if `Instant::now` follows.
 
 pub use super::clock::Clock;
-pub use super::host::{Counter, Host, Lane, LinkState, Plan};
+pub use super::host::{Host, Lane, LinkState, Plan};
 pub use super::servers::{Lifeline, OpenedLink, Servers};
 
 use super::open::{self, OpenSession, Step};
 use super::session::{Ack, Committed};
 use super::sweep::{Pace, sweep as sweep_all};
-use super::{OpenMode, adopt as adoption, claims, fetch};
+use super::unlocked::Locking;
+use super::{OpenMode, adopt as adoption, claims, errand as errands, fetch};
 use crate::archive::{Value, ValueRef};
-use crate::cache::HoldState;
-use crate::control::message::NodeBeat;
+use crate::cache::{Hold, HoldState};
+use crate::control::message::{Errand, ErrandOutcome, NodeBeat};
 use crate::error::Result;
 use crate::ident::{Cookie, Epoch, Incarnation, SessionId, Version};
 use std::sync::Arc;
@@ -72,15 +73,7 @@ pub fn open(
         let found = match open::begin(host, cookie, mode, true)? {
             Step::Found(found) => Some(found),
             Step::Wait(hold) => {
-                while hold.tend()? == HoldState::Waiting {
-                    if Instant::now() >= deadline {
-                        return Err(open::timed_out(host, "the session's lock"));
-                    }
-                    host.clock.sleep(look);
-                }
-                if hold.tend()? == HoldState::Revoked {
-                    return Err(open::lock_lost());
-                }
+                wait(host, &hold, deadline, look)?;
                 open::granted(host, cookie, mode, hold, true)?
             }
             Step::Slow => match fetch::fetch(host, cookie, deadline)? {
@@ -99,7 +92,36 @@ pub fn open(
     }
 }
 
+/// Waits for a lock.
+fn wait(host: &Host, hold: &Hold, deadline: Instant, look: Duration) -> Result<()> {
+    while hold.tend()? == HoldState::Waiting {
+        if Instant::now() >= deadline {
+            return Err(open::timed_out(host, "the session's lock"));
+        }
+        host.clock.sleep(look);
+    }
+    if hold.tend()? == HoldState::Revoked { Err(open::lock_lost()) } else { Ok(()) }
+}
+
 impl Handle {
+    /// Takes the lock that an unlocked handle needs for a commit, an end or a new id; waits as [`open`] does.
+    ///
+    /// # Errors
+    /// As `Session::commit`.
+    pub fn lock(&mut self, deadline: Instant, look: Duration) -> Result<()> {
+        if !self.0.must_lock() {
+            return Ok(());
+        }
+        let hold = match self.0.begin_lock()? {
+            Locking::Granted(hold) => hold,
+            Locking::Waiting(hold) => {
+                wait(&self.0.host, &hold, deadline, look)?;
+                hold
+            }
+        };
+        self.0.catch_up(hold, true).map(drop)
+    }
+
     /// Its id.
     pub fn id(&self) -> SessionId {
         self.0.facts.id
@@ -130,12 +152,33 @@ impl Handle {
         self.0.get(name)
     }
 
+    /// An attribute of the version that the handle goes by, its changes left out.
+    pub fn committed(&self, name: &str) -> Option<ValueRef<'_>> {
+        self.0.archive()?.get(name)
+    }
+
+    /// As `Session::incr`.
+    ///
+    /// # Errors
+    /// As `Session::incr`.
+    pub fn incr(&mut self, name: &str, by: i64) -> Result<i64> {
+        self.0.incr(name, by)
+    }
+
     /// Changes an attribute.
     ///
     /// # Errors
     /// As `Session::set`.
     pub fn set(&mut self, name: &str, value: Value) -> Result<()> {
         self.0.set(name, value)
+    }
+
+    /// Changes the owner.
+    ///
+    /// # Errors
+    /// As `Session::set_owner`.
+    pub fn set_owner(&mut self, owner: Option<&str>) -> Result<()> {
+        self.0.set_owner(owner)
     }
 
     /// As `Session::commit`.
@@ -191,7 +234,12 @@ pub fn register_claims(host: &Host, server: Incarnation) -> Result<()> {
     claims::register_claims(host, server)
 }
 
+/// An errand, as the steward's agent does it.
+pub fn errand(host: &Host, errand: &Errand, within: Duration) -> ErrandOutcome {
+    errands::run(host, errand, within, &AtomicBool::new(false))
+}
+
 /// A heartbeat without its links and its time.
 pub fn beat(host: &Host, epoch: Epoch, settled: Vec<Incarnation>) -> NodeBeat {
-    super::agent::beat_of(host, epoch, settled)
+    super::report::beat_of(host, epoch, settled)
 }

@@ -20,26 +20,32 @@ mod clock;
 mod commit;
 mod cookie;
 mod destroy;
+mod errand;
 mod fetch;
 mod finisher;
 mod host;
 #[cfg(feature = "sim")]
 pub mod inside;
+mod jobs;
 mod join;
 mod lifeline;
 mod links;
 mod open;
 mod opener;
 mod operations;
+mod owners;
 mod process_mark;
 mod push;
 mod regenerate;
+mod report;
 mod servers;
 mod session;
 pub mod steward;
 mod sweep;
+mod unlocked;
 mod volley;
 mod ways;
+mod work;
 
 pub use session::{Ack, Committed, Session, Short};
 
@@ -70,6 +76,11 @@ pub enum OpenMode {
     Exclusive,
     /// Reading: the handle keeps the version that was current when it was opened. Never waits for a lock.
     ReadOnly,
+    /// Reading and changing without the lock: the handle keeps the version that was current when it was
+    /// opened, and a commit takes the lock for itself and applies what was changed (set, removed, added, the
+    /// owner) to the version that is current then. Opening never waits for a lock; committing, destroying and
+    /// regenerating do.
+    Unlocked,
 }
 
 /// What an open found.
@@ -96,6 +107,8 @@ pub enum Outcome {
     Committed(Session, Result<Committed>),
     /// Of [`Session::destroy_start`].
     Destroyed(Result<()>),
+    /// Of [`Node::destroy_owner_start`]: how many sessions were destroyed.
+    OwnerDestroyed(Result<u64>),
     /// Of [`Session::regenerate_start`]; the session comes back, under its new id if that went well.
     Regenerated(Session, Result<()>),
 }
@@ -187,7 +200,8 @@ impl Node {
     pub fn open(&self, cookie: &Cookie, mode: OpenMode) -> Result<Opened> {
         let deadline = self.deadline();
         let host = self.wait_host(deadline)?;
-        Ok(self.opened(open::blocking(&host, cookie, mode, deadline)?))
+        let found = open::blocking(&host, cookie, mode, deadline);
+        Ok(self.opened(found.inspect_err(|error| host.count_error(error))?))
     }
 
     /// As [`Node::open`], without waiting.
@@ -207,7 +221,8 @@ impl Node {
     /// `TooLarge` for the owner; `Full`; `Timeout` while joining; `Forked`.
     pub fn create(&self, owner: Option<&str>) -> Result<Session> {
         let host = self.wait_host(self.deadline())?;
-        Ok(Session::new(self.clone(), open::create(&host, owner)?))
+        let created = open::create(&host, owner).inspect_err(|error| host.count_error(error))?;
+        Ok(Session::new(self.clone(), created))
     }
 
     /// As [`Node::create`], without waiting.
@@ -218,6 +233,30 @@ impl Node {
         self.check_process()?;
         let attachment = self.attachment();
         Ok(self.started(attachment.operations.create(attachment, owner, user_data)))
+    }
+
+    /// Destroys every session of an owner at all nodes ("log me out everywhere"): each that had this owner by
+    /// a commit that returned before this call. Returns how many were destroyed, as far as nodes could tell;
+    /// after that none of them comes back, whatever dies. Waits for the locks of these sessions, at most
+    /// `session.wait_ms`, so the caller must not have one of them open for changes: destroy or close it
+    /// first.
+    ///
+    /// # Errors
+    /// `Invalid` and `TooLarge` for the owner; `NotYet`, with what is not certain: some sessions may be left,
+    /// ask again; `Unreachable` or `Timeout` without a director; `Forked`.
+    pub fn destroy_owner(&self, owner: &str) -> Result<u64> {
+        self.check_process()?;
+        owners::destroy_owner(self.attachment(), owner, self.deadline())
+    }
+
+    /// As [`Node::destroy_owner`], without waiting.
+    ///
+    /// # Errors
+    /// `Forked`; everything else is in the outcome.
+    pub fn destroy_owner_start(&self, owner: &str, user_data: u64) -> Result<Started> {
+        self.check_process()?;
+        let attachment = self.attachment();
+        Ok(self.started(owners::begin(attachment, owner, self.deadline(), user_data)))
     }
 
     /// A descriptor that is readable while completions wait: an eventfd of this process; do not read or close
@@ -289,11 +328,17 @@ impl Node {
     }
 
     fn outcome(&self, ended: Ended) -> Outcome {
+        if let Some(error) = ended.error()
+            && let Some(host) = self.attachment().host()
+        {
+            host.count_error(error);
+        }
         let session = |open| Session::new(self.clone(), open);
         match ended {
             Ended::Opened(found) => Outcome::Opened(found.map(|found| self.opened(found))),
             Ended::Committed(open, committed) => Outcome::Committed(session(open), committed),
             Ended::Destroyed(destroyed) => Outcome::Destroyed(destroyed),
+            Ended::OwnerDestroyed(destroyed) => Outcome::OwnerDestroyed(destroyed),
             Ended::Regenerated(open, regenerated) => Outcome::Regenerated(session(open), regenerated),
         }
     }

@@ -7,7 +7,7 @@
 //! Unsafe code: reading an archive where it lies in the cache, without a check (invariant 7).
 
 use super::fetch;
-use super::host::{Counter, Host, Plan};
+use super::host::{Host, Plan};
 use super::push::{Cargo, Stamp, protect};
 use super::{OpenMode, destroy};
 use crate::archive::{ArchivedSession, Changes, Value, ValueRef, trusted};
@@ -15,16 +15,17 @@ use crate::cache::{self, EntryInfo, EntryInit, EntryState, Hold, Inserted, Pin, 
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Cookie, Incarnation, SessionId, Version};
 use crate::limits;
+use crate::numbers::{NodeCounter, NodeTime};
 use crate::rules::{Rule, holds};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What holds the session open.
 pub(super) enum Access {
-    /// The lock.
-    Exclusive(Hold),
+    /// The lock; of an unlocked handle also what is left of it between two times that it had it.
+    Hold(Hold),
     /// A pinned version.
-    ReadOnly(Pin),
+    Pin(Pin),
 }
 
 /// A session's state beside its attributes, as the handle sees it.
@@ -50,6 +51,8 @@ impl Facts {
 pub(super) struct OpenSession {
     pub host: Arc<Host>,
     pub access: Access,
+    /// What it was opened for.
+    pub mode: OpenMode,
     pub facts: Facts,
     /// `Some` if the owner was changed and not committed.
     pub owner: Option<Option<Box<str>>>,
@@ -78,15 +81,20 @@ pub(super) enum Step {
 /// `may_block`, and that only to end a session whose time is over.
 pub(super) fn begin(host: &Arc<Host>, cookie: &Cookie, mode: OpenMode, may_block: bool) -> Result<Step> {
     host.check()?;
-    if mode == OpenMode::ReadOnly
+    if mode != OpenMode::Exclusive
         && let Some(pin) = host.cache.open_read(&cookie.id)?
     {
         if !may_block && is_touch_due(host, pin.expiry_ms(), pin.absolute_ms()) && host.plan().is_slow() {
             return Ok(Step::Slow);
         }
-        if let Some(session) = read_only(host, cookie, pin, false)? {
+        if let Some(session) = pinned(host, cookie, mode, pin, false)? {
             return Ok(Step::Found(Found::Session(session)));
         }
+    }
+    if host.config.session.regenerate_grace_ms != 0
+        && let Some(session) = graced(host, cookie)?
+    {
+        return Ok(Step::Found(Found::Session(session)));
     }
     match host.cache.open_exclusive(&cookie.id)? {
         cache::Opened::Granted(hold) => match granted(host, cookie, mode, hold, may_block)? {
@@ -94,11 +102,7 @@ pub(super) fn begin(host: &Arc<Host>, cookie: &Cookie, mode: OpenMode, may_block
             None => Ok(Step::Slow),
         },
         cache::Opened::Waiting(hold) => Ok(Step::Wait(hold)),
-        cache::Opened::Busy => {
-            let context =
-                format!("{} requests wait for this session already", host.config.session.waiters_max);
-            Err(Error::new(ErrorKind::Busy, Origin::Node, context))
-        }
+        cache::Opened::Busy => Err(busy(host)),
         cache::Opened::Missing => Ok(missing(host, cookie)),
     }
 }
@@ -123,41 +127,63 @@ pub(super) fn granted(
     mut hold: Hold,
     may_block: bool,
 ) -> Result<Option<Found>> {
-    hold.check()?;
-    let info = hold.info()?;
-    match info.state {
-        EntryState::Live => {}
-        EntryState::Gone => {
-            if !destroy::is_finished(host, &hold)? {
-                if !may_block && !can_end_at_once(host, info.adopted) {
-                    return Ok(None);
-                }
-                destroy::finish(host, &mut hold, host.deadline())?;
-            }
-            return Ok(Some(Found::Missing));
-        }
-        // Its fetch failed: it disappears with this hold.
-        EntryState::Adopting => return Ok(None),
-    }
-    if is_expired(host, &info) {
-        if !may_block && !can_end_at_once(host, info.adopted) {
-            return Ok(None);
-        }
-        // R14: the tombstone is acked before the answer.
-        destroy::expire(host, hold, &info)?;
-        return Ok(Some(Found::Missing));
-    }
-    if mode == OpenMode::ReadOnly {
+    let info = match behind(host, &mut hold, may_block)? {
+        Behind::Live(info) => info,
+        // It may have been given a new id while this one waited for it.
+        Behind::Gone => return Ok(Some(graced(host, cookie)?.map_or(Found::Missing, Found::Session))),
+        Behind::Unknown => return Ok(None),
+    };
+    if mode != OpenMode::Exclusive {
         drop(hold);
         let Some(pin) = host.cache.open_read(&cookie.id)? else { return Ok(None) };
-        return Ok(read_only(host, cookie, pin, true)?.map(Found::Session));
+        return Ok(pinned(host, cookie, mode, pin, true)?.map(Found::Session));
     }
     let mut facts = facts_of(&host.plan(), &info);
     if !may_block && is_touch_due(host, facts.expiry_ms, facts.absolute_ms) && host.plan().is_slow() {
         return Ok(None);
     }
     touch(host, &mut hold, &mut facts)?;
-    Ok(Some(Found::Session(OpenSession::new(host, cookie, facts, Access::Exclusive(hold)))))
+    Ok(Some(Found::Session(OpenSession::new(host, cookie, mode, facts, Access::Hold(hold)))))
+}
+
+/// What is behind a lock that was granted.
+#[allow(clippy::large_enum_variant, reason = "boxing would allocate for every request")]
+pub(super) enum Behind {
+    /// A session whose time is not over.
+    Live(EntryInfo),
+    /// None any more, and its tombstones are acked.
+    Gone,
+    /// It is not what it was, or its end needs a thread that may block.
+    Unknown,
+}
+
+/// Looks at what a lock that was granted stands for; ends what is at its end (R9, R14).
+pub(super) fn behind(host: &Host, hold: &mut Hold, may_block: bool) -> Result<Behind> {
+    hold.check()?;
+    let info = hold.info()?;
+    match info.state {
+        EntryState::Live => {}
+        EntryState::Gone => {
+            if !destroy::is_finished(host, hold)? {
+                if !may_block && !can_end_at_once(host, info.adopted) {
+                    return Ok(Behind::Unknown);
+                }
+                destroy::finish(host, hold, host.deadline())?;
+            }
+            return Ok(Behind::Gone);
+        }
+        // Its fetch failed: it disappears with this hold.
+        EntryState::Adopting => return Ok(Behind::Unknown),
+    }
+    if is_expired(host, &info) {
+        if !may_block && !can_end_at_once(host, info.adopted) {
+            return Ok(Behind::Unknown);
+        }
+        // R14: the tombstone is acked before the answer.
+        destroy::expire(host, hold, &info)?;
+        return Ok(Behind::Gone);
+    }
+    Ok(Behind::Live(info))
 }
 
 /// Opens, waiting as long as it takes, at most until `deadline`.
@@ -170,7 +196,7 @@ pub(super) fn blocking(
     loop {
         match begin(host, cookie, mode, true)? {
             Step::Found(found) => return Ok(found),
-            Step::Wait(hold) => match hold.wait(deadline)? {
+            Step::Wait(hold) => match wait(host, &hold, deadline)? {
                 Waited::Granted => {
                     if let Some(found) = granted(host, cookie, mode, hold, true)? {
                         return Ok(found);
@@ -191,6 +217,14 @@ pub(super) fn blocking(
     }
 }
 
+/// Waits for the lock, and takes in how long that took.
+pub(super) fn wait(host: &Host, hold: &Hold, deadline: Instant) -> Result<Waited> {
+    let since_ns = host.clock.monotonic_ns();
+    let waited = hold.wait(deadline);
+    host.observe_since(NodeTime::LockWait, since_ns);
+    waited
+}
+
 /// A new session, locked and not committed.
 pub(super) fn create(host: &Arc<Host>, owner: Option<&str>) -> Result<OpenSession> {
     create_as(host, SessionId::random()?, owner)
@@ -206,7 +240,7 @@ pub(super) fn create_as(host: &Arc<Host>, id: SessionId, owner: Option<&str>) ->
     let Inserted::Granted(hold) = host.cache.insert(&id, init)? else {
         return Err(Error::new(ErrorKind::Conflict, Origin::Node, "a new random id exists already"));
     };
-    host.count(Counter::Creates, 1);
+    host.count(NodeCounter::Creates, 1);
     let facts = Facts {
         id,
         // R12: the ownership epoch of a new session is the view's number.
@@ -218,14 +252,20 @@ pub(super) fn create_as(host: &Arc<Host>, id: SessionId, owner: Option<&str>) ->
         adopted: false,
     };
     let cookie = Cookie { id, host: Incarnation::NONE };
-    let mut session = OpenSession::new(host, &cookie, facts, Access::Exclusive(hold));
+    let mut session = OpenSession::new(host, &cookie, OpenMode::Exclusive, facts, Access::Hold(hold));
     session.owner = owner.map(|owner| Some(owner.into()));
     Ok(session)
 }
 
-/// `None`: the session has to be opened by its lock first, because its time is over or, unless `had_lock`,
-/// because it is just being adopted and its copies are not made yet.
-fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin, had_lock: bool) -> Result<Option<OpenSession>> {
+/// Opens without the lock. `None`: the session has to be opened by its lock first, because its time is over
+/// or, unless `had_lock`, because it is just being adopted and its copies are not made yet.
+fn pinned(
+    host: &Arc<Host>,
+    cookie: &Cookie,
+    mode: OpenMode,
+    pin: Pin,
+    had_lock: bool,
+) -> Result<Option<OpenSession>> {
     let now_ms = host.clock.unix_ms();
     if pin.expiry_ms() <= now_ms {
         // Only the holder of the lock may end it.
@@ -244,7 +284,36 @@ fn read_only(host: &Arc<Host>, cookie: &Cookie, pin: Pin, had_lock: bool) -> Res
         facts.version = pin.version();
     }
     facts.expiry_ms = facts.expiry_ms.max(pin.expiry_ms());
-    Ok(Some(OpenSession::new(host, cookie, facts, Access::ReadOnly(pin))))
+    Ok(Some(OpenSession::new(host, cookie, mode, facts, Access::Pin(pin))))
+}
+
+/// Opens an id that its session does not have any more, as it was when it was given another one: read-only,
+/// whatever is asked, here only, and for a moment (R15: nothing that came after shows, and nothing leads to
+/// the new id).
+fn graced(host: &Arc<Host>, cookie: &Cookie) -> Result<Option<OpenSession>> {
+    let Some(pin) = host.cache.open_graced(&cookie.id)? else { return Ok(None) };
+    let until_ms = pin.expiry_ms();
+    if until_ms <= host.clock.unix_ms() {
+        drop(pin);
+        host.cache.end_grace(&cookie.id)?;
+        return Ok(None);
+    }
+    let mut facts = Facts {
+        id: cookie.id,
+        version: Version::default(),
+        created_ms: 0,
+        absolute_ms: until_ms,
+        expiry_ms: until_ms,
+        copies: 0,
+        adopted: false,
+    };
+    let mut session = OpenSession::new(host, cookie, OpenMode::ReadOnly, facts, Access::Pin(pin));
+    if let Some(archive) = session.archive() {
+        (facts.version, facts.created_ms) = (archive.version(), archive.created_ms());
+    }
+    // The browser is about to get the new one from somebody else.
+    (session.facts, session.needs_cookie) = (facts, false);
+    Ok(Some(session))
 }
 
 /// A reader has no lock; who has it at the moment has touched the session already.
@@ -278,7 +347,7 @@ pub(super) fn touch(host: &Host, hold: &mut Hold, facts: &mut Facts) -> Result<b
 }
 
 /// Whether the expiry is due to be moved.
-fn is_touch_due(host: &Host, expiry_ms: u64, absolute_ms: u64) -> bool {
+pub(super) fn is_touch_due(host: &Host, expiry_ms: u64, absolute_ms: u64) -> bool {
     host.next_expiry_ms(absolute_ms) > expiry_ms + host.touch_step_ms()
 }
 
@@ -293,7 +362,7 @@ pub(super) fn raise(host: &Host, hold: &mut Hold, facts: &mut Facts) -> Result<O
     let version = if holds(Rule::R13Touch) { raised } else { before };
     hold.touch(version, expiry_ms)?;
     kill_point!("touch.raised");
-    host.count(Counter::Touches, 1);
+    host.count(NodeCounter::Touches, 1);
     facts.version = version;
     facts.expiry_ms = expiry_ms;
     Ok(Some(before))
@@ -333,6 +402,11 @@ pub(super) fn lock_lost() -> Error {
     )
 }
 
+pub(super) fn busy(host: &Host) -> Error {
+    let context = format!("{} requests wait for this session already", host.config.session.waiters_max);
+    Error::new(ErrorKind::Busy, Origin::Node, context)
+}
+
 pub(super) fn timed_out(host: &Host, what: &str) -> Error {
     let context = format!("waited {} ms for {what}", host.config.session.wait_ms);
     Error::new(ErrorKind::Timeout, Origin::Node, context)
@@ -365,11 +439,12 @@ impl OpenSession {
         can_end_at_once(&self.host, self.facts.adopted)
     }
 
-    fn new(host: &Arc<Host>, cookie: &Cookie, facts: Facts, access: Access) -> Self {
+    fn new(host: &Arc<Host>, cookie: &Cookie, mode: OpenMode, facts: Facts, access: Access) -> Self {
         Self {
             needs_cookie: cookie.host != host.incarnation(),
             host: host.clone(),
             access,
+            mode,
             facts,
             owner: None,
             changes: Changes::default(),
@@ -379,35 +454,30 @@ impl OpenSession {
     /// The bytes of the archive as it was committed last; empty before the first commit.
     pub fn archive_bytes(&self) -> &[u8] {
         match &self.access {
-            Access::Exclusive(hold) => hold.bytes(),
-            Access::ReadOnly(pin) => pin.bytes(),
+            Access::Hold(hold) => hold.bytes(),
+            Access::Pin(pin) => pin.bytes(),
         }
     }
 
     /// The archive as it was committed last; `None` before the first commit.
     pub fn archive(&self) -> Option<&ArchivedSession> {
-        let bytes = self.archive_bytes();
-        if bytes.is_empty() {
-            return None;
-        }
-        // SAFETY: the bytes are a whole archive, built by this node's processes or validated when they were
-        // fetched (invariant 7), aligned to the 256 bytes of a block; a block is immutable while it is an
-        // entry's or pinned (invariant 2), which `hold` and `pin` keep up while `self` is borrowed.
-        Some(unsafe { trusted(bytes) })
+        archive_in(self.archive_bytes())
     }
 
-    /// The lock; `Invalid` for a read-only handle.
+    /// The lock; `Invalid` for a handle that has none.
     pub fn hold(&mut self) -> Result<&mut Hold> {
         match &mut self.access {
-            Access::Exclusive(hold) => Ok(hold),
-            Access::ReadOnly(_) => {
-                Err(Error::new(ErrorKind::Invalid, Origin::Node, "the session was opened read-only"))
-            }
+            Access::Hold(hold) => Ok(hold),
+            Access::Pin(_) => Err(not_locked(self.mode)),
         }
     }
 
     pub fn is_read_only(&self) -> bool {
-        matches!(self.access, Access::ReadOnly(_))
+        self.mode == OpenMode::ReadOnly
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if self.is_read_only() { Err(not_locked(self.mode)) } else { Ok(()) }
     }
 
     pub fn owner(&self) -> Option<&str> {
@@ -418,7 +488,7 @@ impl OpenSession {
     }
 
     pub fn set_owner(&mut self, owner: Option<&str>) -> Result<()> {
-        self.hold()?;
+        self.check_writable()?;
         check_owner(owner)?;
         self.owner = Some(owner.map(Into::into));
         Ok(())
@@ -432,7 +502,7 @@ impl OpenSession {
     }
 
     pub fn set(&mut self, name: &str, value: Value) -> Result<()> {
-        self.hold()?;
+        self.check_writable()?;
         check_name(name)?;
         let bytes = match &value {
             Value::Bytes(bytes) => bytes.len(),
@@ -449,26 +519,47 @@ impl OpenSession {
     }
 
     pub fn remove(&mut self, name: &str) -> Result<bool> {
-        self.hold()?;
+        self.check_writable()?;
         let existed = self.get(name).is_some();
-        if existed {
+        // Without the lock somebody else may set it before the commit: what was asked for is that it is gone.
+        if existed || self.mode == OpenMode::Unlocked {
             self.changes.remove(name);
         }
         Ok(existed)
     }
 
     pub fn incr(&mut self, name: &str, by: i64) -> Result<i64> {
-        let invalid =
-            |why: &str| Error::new(ErrorKind::Invalid, Origin::Node, format!("attribute \"{name}\" {why}"));
-        let old = match self.get(name) {
-            None => 0,
-            Some(ValueRef::I64(number)) => number,
-            Some(_) => return Err(invalid("is not a whole number")),
-        };
-        let new = old.checked_add(by).ok_or_else(|| invalid("would leave the range of 64-bit numbers"))?;
-        self.set(name, Value::I64(new))?;
-        Ok(new)
+        self.check_writable()?;
+        check_name(name)?;
+        let mut changes = std::mem::take(&mut self.changes);
+        let sum = changes.add(self.archive(), name, by);
+        self.changes = changes;
+        sum
     }
+}
+
+fn not_locked(mode: OpenMode) -> Error {
+    let context = match mode {
+        OpenMode::ReadOnly => "the session was opened read-only",
+        _ => "the session's lock is not held",
+    };
+    Error::new(ErrorKind::Invalid, Origin::Node, context)
+}
+
+/// The archive that a pin keeps.
+pub(super) fn pinned_archive(pin: &Pin) -> Option<&ArchivedSession> {
+    archive_in(pin.bytes())
+}
+
+/// The archive in the bytes of a hold or a pin; `None` before the first commit. For these bytes only.
+fn archive_in(bytes: &[u8]) -> Option<&ArchivedSession> {
+    if bytes.is_empty() {
+        return None;
+    }
+    // SAFETY: the bytes are a whole archive, built by this node's processes or validated when they were
+    // fetched (invariant 7), aligned to the 256 bytes of a block; a block is immutable while it is an
+    // entry's or pinned (invariant 2), which hold and pin keep up while they are borrowed.
+    Some(unsafe { trusted(bytes) })
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -6,16 +6,19 @@
 //! need a worker to let go.
 
 use super::attachment::Attachment;
-use super::commit::{Commit, UnderWay};
+use super::commit::UnderWay;
 use super::finisher::{self, Finisher};
 use super::host::Host;
+use super::jobs::{Job, Jobs};
 use super::open::{self, Found, OpenSession, Step, lock_lost, timed_out};
-use super::session::{Ack, Committed};
-use super::{OpId, OpenMode, commit, fetch};
+use super::session::Committed;
+use super::work::{self, Came, Work};
+use super::{OpId, OpenMode, fetch};
 use crate::cache::{Hold, HoldState};
 use crate::error::{Error, Origin, Result};
 use crate::ident::Cookie;
 use crate::limits::LIVENESS_POLL;
+use crate::numbers::NodeTime;
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,16 +26,26 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Threads for what must block.
-const WORKERS: usize = 4;
-
 /// How an operation ended, without the [`super::Node`] that public handles keep: what waits here must not
 /// keep it alive.
 pub(super) enum Ended {
     Opened(Result<Found>),
     Committed(OpenSession, Result<Committed>),
     Destroyed(Result<()>),
+    OwnerDestroyed(Result<u64>),
     Regenerated(OpenSession, Result<()>),
+}
+
+impl Ended {
+    /// The error that it ended with.
+    pub fn error(&self) -> Option<&Error> {
+        match self {
+            Self::Opened(result) => result.as_ref().err(),
+            Self::Committed(_, result) => result.as_ref().err(),
+            Self::OwnerDestroyed(result) => result.as_ref().err(),
+            Self::Destroyed(result) | Self::Regenerated(_, result) => result.as_ref().err(),
+        }
+    }
 }
 
 /// What became of an operation that was begun.
@@ -42,8 +55,6 @@ pub(super) enum Begun {
     Pending(OpId),
 }
 
-type Job = Box<dyn FnOnce(&Arc<Attachment>) + Send>;
-
 /// The operations of one attachment.
 pub(super) struct Operations {
     eventfd: OwnedFd,
@@ -52,18 +63,10 @@ pub(super) struct Operations {
     completions: Mutex<VecDeque<(OpId, u64, Ended)>>,
     /// Operations under way that were not cancelled.
     open: Mutex<HashSet<OpId>>,
-    jobs: Mutex<Jobs>,
-    jobs_changed: Condvar,
+    pub jobs: Jobs,
     waits: Mutex<Waits>,
     waits_changed: Condvar,
     finisher: Finisher,
-}
-
-#[derive(Default)]
-struct Jobs {
-    queue: VecDeque<Job>,
-    workers: usize,
-    idle: usize,
 }
 
 #[derive(Default)]
@@ -82,11 +85,54 @@ struct Opening {
     deadline: Instant,
 }
 
-/// An open in the queue for its session's lock.
+/// Work on an open session that is under way.
+#[derive(Clone, Copy)]
+struct Working {
+    /// `None` while it may still end at once.
+    op: Option<OpId>,
+    user_data: u64,
+    work: Work,
+    /// Until when it waits for the lock.
+    deadline: Option<Instant>,
+}
+
+/// Somebody in the queue for a session's lock.
 struct Wait {
-    opening: Opening,
+    purpose: Purpose,
     host: Arc<Host>,
     hold: Hold,
+    since_ns: u64,
+}
+
+impl Wait {
+    /// From now on.
+    fn begin(purpose: Purpose, host: Arc<Host>, hold: Hold) -> Self {
+        let since_ns = host.clock.monotonic_ns();
+        Self { purpose, host, hold, since_ns }
+    }
+}
+
+/// What the lock is wanted for.
+#[allow(clippy::large_enum_variant, reason = "boxing would allocate for every request that has to wait")]
+enum Purpose {
+    Open(Opening),
+    Work(Working, OpenSession),
+}
+
+impl Purpose {
+    fn op(&self) -> Option<OpId> {
+        match self {
+            Self::Open(opening) => Some(opening.op),
+            Self::Work(working, _) => working.op,
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Open(opening) => Some(opening.deadline),
+            Self::Work(working, _) => working.deadline,
+        }
+    }
 }
 
 impl Operations {
@@ -99,8 +145,7 @@ impl Operations {
             stopped: AtomicBool::new(false),
             completions: Mutex::default(),
             open: Mutex::default(),
-            jobs: Mutex::default(),
-            jobs_changed: Condvar::new(),
+            jobs: Jobs::default(),
             waits: Mutex::default(),
             waits_changed: Condvar::new(),
             finisher: Finisher::default(),
@@ -131,33 +176,33 @@ impl Operations {
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         lock(&self.open).clear();
-        let jobs = std::mem::take(&mut lock(&self.jobs).queue);
+        self.jobs.stop();
         let waits = std::mem::take(&mut lock(&self.waits).list);
         let completions = std::mem::take(&mut *lock(&self.completions));
-        drop((jobs, waits, completions));
-        self.jobs_changed.notify_all();
+        drop((waits, completions));
         self.waits_changed.notify_all();
         self.finisher.stop(crate::limits::WAIT);
         // Each job is bounded; sessions inside them must be gone before the process leaves its segment.
         let bound = Instant::now() + crate::limits::WAIT;
         while Instant::now() < bound {
-            let jobs = lock(&self.jobs);
-            if jobs.workers == 0 && !lock(&self.waits).running {
-                break;
+            if self.jobs.has_ended(LIVENESS_POLL) {
+                if !lock(&self.waits).running {
+                    break;
+                }
+                std::thread::sleep(LIVENESS_POLL);
             }
-            drop(self.jobs_changed.wait_timeout(jobs, LIVENESS_POLL));
         }
         drop(std::mem::take(&mut *lock(&self.completions)));
     }
 
-    fn begin(&self) -> OpId {
+    pub fn begin(&self) -> OpId {
         let op = OpId(self.next.fetch_add(1, Ordering::Relaxed));
         lock(&self.open).insert(op);
         op
     }
 
     /// Puts a completion up, unless the operation was cancelled; then the session in it is closed here.
-    fn complete(&self, op: OpId, user_data: u64, ended: Ended) {
+    pub fn complete(&self, op: OpId, user_data: u64, ended: Ended) {
         if !lock(&self.open).remove(&op) {
             return;
         }
@@ -171,46 +216,10 @@ impl Operations {
     }
 
     fn submit(&self, attachment: &Arc<Attachment>, job: Job) {
-        let mut jobs = lock(&self.jobs);
-        if self.stopped.load(Ordering::Acquire) {
-            return;
-        }
-        jobs.queue.push_back(job);
-        if jobs.idle == 0 && jobs.workers < WORKERS {
-            let attachment = attachment.clone();
-            let worker = std::thread::Builder::new()
-                .name("selvage-worker".into())
-                .spawn(move || attachment.operations.work(&attachment));
-            match worker {
-                Ok(_) => jobs.workers += 1,
-                Err(error) => tracing::error!(%error, "cannot start a worker thread"),
-            }
-        }
-        self.jobs_changed.notify_one();
+        self.jobs.submit(attachment, job);
     }
 
-    /// Body of a worker thread.
-    fn work(&self, attachment: &Arc<Attachment>) {
-        let mut jobs = lock(&self.jobs);
-        while !self.stopped.load(Ordering::Acquire) {
-            match jobs.queue.pop_front() {
-                Some(job) => {
-                    drop(jobs);
-                    job(attachment);
-                    jobs = lock(&self.jobs);
-                }
-                None => {
-                    jobs.idle += 1;
-                    jobs = self.jobs_changed.wait(jobs).unwrap_or_else(PoisonError::into_inner);
-                    jobs.idle -= 1;
-                }
-            }
-        }
-        jobs.workers -= 1;
-        self.jobs_changed.notify_all();
-    }
-
-    /// Puts an open into the care of the waiting thread.
+    /// Puts a wait into the care of the waiting thread.
     fn wait(&self, attachment: &Arc<Attachment>, wait: Wait) {
         let mut waits = lock(&self.waits);
         if self.stopped.load(Ordering::Acquire) {
@@ -261,34 +270,63 @@ impl Operations {
 
     /// Looks at one wait; gives it back if it goes on.
     fn look(&self, attachment: &Arc<Attachment>, wait: Wait) -> Option<Wait> {
-        let Wait { opening, host, hold } = wait;
-        if self.is_cancelled(opening.op) {
+        if wait.purpose.op().is_none_or(|op| self.is_cancelled(op)) {
             return None;
         }
-        let found = match hold.tend() {
-            Ok(HoldState::Waiting) if Instant::now() < opening.deadline => {
-                return Some(Wait { opening, host, hold });
-            }
+        let tended = wait.hold.tend();
+        let is_early = wait.purpose.deadline().is_none_or(|deadline| Instant::now() < deadline);
+        if matches!(tended, Ok(HoldState::Waiting)) && is_early {
+            return Some(wait);
+        }
+        let Wait { purpose, host, hold, since_ns } = wait;
+        host.observe_since(NodeTime::LockWait, since_ns);
+        let granted = match tended {
             Ok(HoldState::Waiting) => Err(timed_out(&host, "the session's lock")),
-            Ok(HoldState::Revoked) => Err(lock_lost()),
-            Ok(HoldState::Granted) if open::must_block(&host, &hold).unwrap_or(false) => {
-                self.submit_granted(attachment, opening, host, hold);
-                return None;
+            Ok(HoldState::Revoked | HoldState::Pinned) => Err(lock_lost()),
+            Ok(HoldState::Granted) => Ok(hold),
+            Err(error) => Err(error),
+        };
+        match purpose {
+            Purpose::Open(opening) => self.look_open(attachment, opening, host, granted),
+            Purpose::Work(working, session) => self.look_work(attachment, session, working, granted),
+        }
+        None
+    }
+
+    /// Goes on with an open that waited for a lock.
+    fn look_open(
+        &self,
+        attachment: &Arc<Attachment>,
+        opening: Opening,
+        host: Arc<Host>,
+        granted: Result<Hold>,
+    ) {
+        let found = match granted {
+            Ok(hold) if open::must_block(&host, &hold).unwrap_or(false) => {
+                return self.submit_granted(attachment, opening, host, hold);
             }
-            Ok(HoldState::Granted) => {
-                match open::granted(&host, &opening.cookie, opening.mode, hold, false) {
-                    Ok(Some(found)) => Ok(found),
-                    Ok(None) => {
-                        self.submit_open(attachment, opening);
-                        return None;
-                    }
-                    Err(error) => Err(error),
-                }
-            }
+            Ok(hold) => match open::granted(&host, &opening.cookie, opening.mode, hold, false) {
+                Ok(Some(found)) => Ok(found),
+                Ok(None) => return self.submit_open(attachment, opening),
+                Err(error) => Err(error),
+            },
             Err(error) => Err(error),
         };
         self.complete(opening.op, opening.user_data, Ended::Opened(found));
-        None
+    }
+
+    /// Goes on with work that waited for a lock.
+    fn look_work(
+        &self,
+        attachment: &Arc<Attachment>,
+        mut session: OpenSession,
+        working: Working,
+        granted: Result<Hold>,
+    ) {
+        let begun = granted.and_then(|hold| Work::granted(&mut session, hold));
+        if let (Begun::Now(ended), Some(op)) = (self.go_on(attachment, session, working, begun), working.op) {
+            self.complete(op, working.user_data, ended);
+        }
     }
 
     fn submit_open(&self, attachment: &Arc<Attachment>, opening: Opening) {
@@ -333,7 +371,9 @@ impl Operations {
             };
             match step {
                 Step::Found(found) => break Ok(found),
-                Step::Wait(hold) => return self.wait(attachment, Wait { opening, host, hold }),
+                Step::Wait(hold) => {
+                    return self.wait(attachment, Wait::begin(Purpose::Open(opening), host, hold));
+                }
                 Step::Slow => match fetch::fetch(&host, &opening.cookie, opening.deadline) {
                     Ok(fetch::Fetched::Missing) => break Ok(Found::Missing),
                     Ok(fetch::Fetched::Elsewhere(node)) => break Ok(Found::Elsewhere(node)),
@@ -368,7 +408,7 @@ impl Operations {
             Ok(Step::Found(found)) => Begun::Now(Ended::Opened(Ok(found))),
             Ok(Step::Wait(hold)) => {
                 let op = self.begin();
-                self.wait(attachment, Wait { opening: opening(op), host, hold });
+                self.wait(attachment, Wait::begin(Purpose::Open(opening(op)), host, hold));
                 Begun::Pending(op)
             }
             Ok(Step::Slow) => {
@@ -398,26 +438,49 @@ impl Operations {
         Begun::Pending(op)
     }
 
-    /// Begins a commit: pending while a link or the first mandate is missing, or while its pushes are under
+    /// Begins work on an open session: pending while it waits for the session's lock (of an unlocked handle),
+    /// for a link or the first mandate, for a server that must be talked to, or while its pushes are under
     /// way.
-    pub fn commit(
+    pub fn carry_out(
         &self,
         attachment: &Arc<Attachment>,
         mut session: OpenSession,
-        ack: Ack,
+        work: Work,
         user_data: u64,
     ) -> Begun {
-        if !commit::must_wait(&session.host, session.facts.id, ack) {
-            return match session.commit_now() {
-                Ok(Commit::UnderWay(under_way)) => self.finish(attachment, session, under_way, user_data),
-                Ok(Commit::Ended(committed)) => Begun::Now(Ended::Committed(session, Ok(committed))),
-                Err(error) => Begun::Now(Ended::Committed(session, Err(error))),
-            };
+        let begun = work.begin(&mut session);
+        self.go_on(attachment, session, Working { op: None, user_data, work, deadline: None }, begun)
+    }
+
+    /// Goes on with work on a session from where its lock stands.
+    fn go_on(
+        &self,
+        attachment: &Arc<Attachment>,
+        session: OpenSession,
+        working: Working,
+        begun: Result<work::Begun>,
+    ) -> Begun {
+        let work = working.work;
+        match begun {
+            Ok(work::Begun::Ready) => match work.try_now(session) {
+                Came::Ended(ended) => Begun::Now(ended),
+                Came::UnderWay(session, under_way) => self.finish(attachment, session, under_way, working),
+                Came::Blocks(session) => self.run(attachment, working, move || work.run(session)),
+            },
+            Ok(work::Begun::Committed(committed)) => Begun::Now(Ended::Committed(session, committed)),
+            Ok(work::Begun::Wait(hold)) => {
+                let op = self.begin();
+                let deadline = Some(session.host.deadline());
+                let working = Working { op: Some(op), deadline, ..working };
+                let host = session.host.clone();
+                self.wait(attachment, Wait::begin(Purpose::Work(working, session), host, hold));
+                Begun::Pending(op)
+            }
+            Ok(work::Begun::Blocks(hold)) => {
+                self.run(attachment, working, move || work.run_with(session, hold))
+            }
+            Err(error) => Begun::Now(work.failed(session, error)),
         }
-        self.run(attachment, user_data, move || {
-            let committed = session.commit(ack);
-            Ended::Committed(session, committed)
-        })
     }
 
     /// Leaves a commit to the finishing thread.
@@ -426,9 +489,9 @@ impl Operations {
         attachment: &Arc<Attachment>,
         session: OpenSession,
         under_way: UnderWay,
-        user_data: u64,
+        working: Working,
     ) -> Begun {
-        let op = self.begin();
+        let op = working.op.unwrap_or_else(|| self.begin());
         let start = || {
             let attachment = attachment.clone();
             let finisher = std::thread::Builder::new().name("selvage-finisher".into()).spawn(move || {
@@ -437,49 +500,28 @@ impl Operations {
             });
             finisher.inspect_err(|error| tracing::error!(%error, "cannot start the finishing thread")).is_ok()
         };
-        match self.finisher.take(finisher::Commit { op, user_data, under_way, session }, start) {
+        let commit = finisher::Commit { op, user_data: working.user_data, under_way, session };
+        match self.finisher.take(commit, start) {
             None => Begun::Pending(op),
             Some(commit) => {
                 // There is no thread to be had: wait here.
-                self.cancel(op);
                 let (_, _, ended) = commit.end();
+                if working.op.is_none() {
+                    self.cancel(op);
+                }
                 Begun::Now(ended)
             }
         }
     }
 
-    /// Begins to destroy a session: pending if a server must be talked to or waited for.
-    pub fn destroy(&self, attachment: &Arc<Attachment>, session: OpenSession, user_data: u64) -> Begun {
-        if session.can_end_at_once() {
-            return Begun::Now(Ended::Destroyed(session.destroy()));
-        }
-        self.run(attachment, user_data, move || Ended::Destroyed(session.destroy()))
-    }
-
-    /// Begins to give a session a new id: pending as [`Self::destroy`].
-    pub fn regenerate(
-        &self,
-        attachment: &Arc<Attachment>,
-        mut session: OpenSession,
-        user_data: u64,
-    ) -> Begun {
-        if session.can_end_at_once() {
-            let regenerated = session.regenerate();
-            return Begun::Now(Ended::Regenerated(session, regenerated));
-        }
-        self.run(attachment, user_data, move || {
-            let regenerated = session.regenerate();
-            Ended::Regenerated(session, regenerated)
-        })
-    }
-
+    /// Leaves work to a thread that may block.
     fn run(
         &self,
         attachment: &Arc<Attachment>,
-        user_data: u64,
+        working: Working,
         work: impl FnOnce() -> Ended + Send + 'static,
     ) -> Begun {
-        let op = self.begin();
+        let (op, user_data) = (working.op.unwrap_or_else(|| self.begin()), working.user_data);
         let job = move |attachment: &Arc<Attachment>| attachment.operations.complete(op, user_data, work());
         self.submit(attachment, Box::new(job));
         Begun::Pending(op)

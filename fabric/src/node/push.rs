@@ -9,7 +9,7 @@
 //! All pushes are posted before any is awaited: by the caller ([`protect`]), or by whom the [`Flight`] is
 //! handed to.
 
-use super::host::{Counter, Host, Lane, LinkState, Plan};
+use super::host::{Host, Lane, LinkState, Plan};
 use super::session::Short;
 use super::volley::{End, Volley};
 use crate::cache::{Hold, PushKind};
@@ -17,6 +17,7 @@ use crate::error::Result;
 use crate::ident::{SessionId, Version};
 use crate::lease::CellState;
 use crate::limits::COPIES_MAX;
+use crate::numbers::NodeCounter;
 use crate::rules::{Rule, holds};
 use std::borrow::Borrow;
 use std::sync::Arc;
@@ -56,6 +57,8 @@ pub struct Reach {
     pub short: Option<Short>,
     /// Pushes made.
     pub pushes: u32,
+    /// Those of them that carry the archive.
+    pub payloads: u32,
 }
 
 /// The pushes that bring a session's copies to a version, under way.
@@ -96,13 +99,20 @@ impl<'a> Flight<&'a Arc<Lane>> {
     /// As [`launch`].
     pub fn launch(&mut self, host: &Host, hold: &mut Hold, plan: &'a Plan, cargo: Cargo) -> Result<()> {
         let id = self.volley.stamp().id;
-        for (_, link) in plan.places_of(id) {
-            if let Err(error) = self.post(host, hold, link, cargo) {
-                self.volley.give_up(host, hold);
-                return Err(error);
+        let mut places = plan.places_of(id);
+        let posted = places.try_for_each(|(_, link)| self.post(host, hold, link, cargo));
+        let cells = self.reach.pushes - self.reach.payloads;
+        for (counter, pushes) in
+            [(NodeCounter::PayloadPushes, self.reach.payloads), (NodeCounter::CellPushes, cells)]
+        {
+            if pushes > 0 {
+                host.count(counter, u64::from(pushes));
             }
         }
-        Ok(())
+        if posted.is_err() {
+            self.volley.give_up(host, hold);
+        }
+        posted
     }
 
     fn post(&mut self, host: &Host, hold: &mut Hold, link: &'a LinkState, cargo: Cargo) -> Result<()> {
@@ -129,7 +139,10 @@ impl<'a> Flight<&'a Arc<Lane>> {
             },
         };
         match self.volley.post(host, hold, lane, kind, CellState::Live)? {
-            None => self.reach.pushes += 1,
+            None => {
+                self.reach.pushes += 1;
+                self.reach.payloads += u32::from(matches!(kind, PushKind::Archive(_)));
+            }
             Some(short) => {
                 // Room in a lease does not come by trying again at once.
                 self.retry |= short != Short::LeaseFull;
@@ -167,7 +180,7 @@ impl<L: Borrow<Arc<Lane>>> Flight<L> {
             }
         })?;
         if *retry {
-            host.count(Counter::Unprotected, 1);
+            host.unprotected();
         }
         if reach.copies < *copies_wanted && reach.short.is_none() {
             reach.short = Some(Short::Servers);

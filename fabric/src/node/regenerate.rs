@@ -1,8 +1,7 @@
 //! A new id for a session (R15), at a change of privilege: what was known under the old id must not gain what
 //! the new one may.
 
-use super::destroy::entomb;
-use super::host::Counter;
+use super::destroy::{entomb, finish};
 use super::open::{Access, Facts, OpenSession, timed_out, touch};
 use super::push::{Cargo, Stamp, protect};
 use super::session::Short;
@@ -10,7 +9,9 @@ use crate::archive::{Builder, Head};
 use crate::cache::{EntryInit, Hold, Inserted, PlaceInfo};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{SessionId, Version};
+use crate::numbers::NodeCounter;
 use crate::rules::{Rule, holds};
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 /// How long to wait before copies that could not be made are tried again.
@@ -20,6 +21,13 @@ impl OpenSession {
     /// Moves the committed state to a new id: under both ids' locks the new copy is acked, then the old
     /// tombstone, then it returns. Uncommitted changes go along, uncommitted.
     pub fn regenerate(&mut self) -> Result<()> {
+        self.lock(self.host.deadline())?;
+        let regenerated = self.regenerate_locked();
+        self.unlock();
+        regenerated
+    }
+
+    fn regenerate_locked(&mut self) -> Result<()> {
         self.hold()?.check()?;
         let host = self.host.clone();
         let id = SessionId::random()?;
@@ -39,16 +47,31 @@ impl OpenSession {
             self.copy_to(&mut new_hold, &mut facts)?;
             kill_point!("regenerate.copied");
         }
-        let old = (std::mem::replace(&mut self.access, Access::Exclusive(new_hold)), self.facts);
+        let old = (std::mem::replace(&mut self.access, Access::Hold(new_hold)), self.facts);
         self.facts = facts;
         self.needs_cookie = true;
-        host.count(Counter::Creates, 1);
-        let (Access::Exclusive(mut old_hold), old_facts) = old else { return Ok(()) };
+        host.count(NodeCounter::Creates, 1);
+        // Before the old id disappears, and after the new one is there: who looks for sessions goes by it
+        // (`errand.rs`), and one that moves between two looks at the table would be overlooked. Release:
+        // pairs with the Acquire there, so that who sees the count sees the new id.
+        fence(Ordering::Release);
+        host.count(NodeCounter::Regenerations, 1);
+        let (Access::Hold(mut old_hold), old_facts) = old else { return Ok(()) };
         if old_hold.bytes().is_empty() || !holds(Rule::R15Regenerate) {
             return Ok(());
         }
         kill_point!("regenerate.passed");
-        entomb(&host, &mut old_hold, &old_facts, host.deadline())?;
+        match host.config.session.regenerate_grace_ms {
+            0 => entomb(&host, &mut old_hold, &old_facts, host.deadline())?,
+            grace_ms => {
+                // The tombstones go to all copies as ever: it is only this host's cache that still shows it.
+                let version = Version { counter: old_facts.version.counter + 1, ..old_facts.version };
+                // Nor does the grace prolong the session's life.
+                let until_ms = (host.clock.unix_ms() + grace_ms).min(old_facts.absolute_ms);
+                old_hold.remove_graced(version, self.hold()?, until_ms)?;
+                finish(&host, &mut old_hold, host.deadline())?;
+            }
+        }
         kill_point!("regenerate.buried");
         Ok(())
     }

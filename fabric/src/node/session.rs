@@ -4,6 +4,7 @@
 //! process.
 
 use super::open::OpenSession;
+use super::work::Work;
 use super::{Node, Started};
 use crate::archive::{Value, ValueRef};
 use crate::error::Result;
@@ -161,7 +162,7 @@ impl Session {
     /// `Gone`: nobody will see the changes. `Invalid` for a read-only handle; `Forked`.
     pub fn commit(&mut self, ack: Ack) -> Result<Committed> {
         self.node.check_process()?;
-        self.open.commit(ack)
+        self.open.commit(ack).inspect_err(|error| self.open.host.count_error(error))
     }
 
     /// As [`Session::commit`], without waiting. The session comes back with the outcome.
@@ -171,7 +172,7 @@ impl Session {
     pub fn commit_start(self, ack: Ack, user_data: u64) -> Result<Started> {
         let (node, open) = self.into_parts()?;
         let attachment = node.attachment();
-        let begun = attachment.operations.commit(attachment, open, ack, user_data);
+        let begun = attachment.operations.carry_out(attachment, open, Work::Commit(ack), user_data);
         Ok(node.started(begun))
     }
 
@@ -183,7 +184,8 @@ impl Session {
     /// `Invalid` for a read-only handle; `Forked`.
     pub fn destroy(self) -> Result<()> {
         let (_node, open) = self.into_parts()?;
-        open.destroy()
+        let host = open.host.clone();
+        open.destroy().inspect_err(|error| host.count_error(error))
     }
 
     /// As [`Session::destroy`], without waiting.
@@ -193,7 +195,7 @@ impl Session {
     pub fn destroy_start(self, user_data: u64) -> Result<Started> {
         let (node, open) = self.into_parts()?;
         let attachment = node.attachment();
-        let begun = attachment.operations.destroy(attachment, open, user_data);
+        let begun = attachment.operations.carry_out(attachment, open, Work::Destroy, user_data);
         Ok(node.started(begun))
     }
 
@@ -202,11 +204,12 @@ impl Session {
     /// uncommitted and go with the new id.
     ///
     /// # Errors
-    /// As [`Session::commit`]; the session then still has its old id. `Timeout`: it has its new id, and the
-    /// tombstone of the old one follows in the background.
+    /// As [`Session::commit`]. The session then has its old id, or (`Timeout`, `OwnershipLost`, `LockLost`)
+    /// already its new one, while the tombstone of the old one follows in the background:
+    /// [`Session::needs_cookie`] says so, and the browser must be told.
     pub fn regenerate(&mut self) -> Result<()> {
         self.node.check_process()?;
-        self.open.regenerate()
+        self.open.regenerate().inspect_err(|error| self.open.host.count_error(error))
     }
 
     /// As [`Session::regenerate`], without waiting. The session comes back with the outcome.
@@ -216,7 +219,7 @@ impl Session {
     pub fn regenerate_start(self, user_data: u64) -> Result<Started> {
         let (node, open) = self.into_parts()?;
         let attachment = node.attachment();
-        let begun = attachment.operations.regenerate(attachment, open, user_data);
+        let begun = attachment.operations.carry_out(attachment, open, Work::Regenerate, user_data);
         Ok(node.started(begun))
     }
 

@@ -3,15 +3,16 @@
 //!
 //! One process of a node is steward. It beats to the director, keeps the mandate and the view in the segment,
 //! registers claims at new servers, has every session copied where the placement wants it, adopts what falls
-//! to this node when another dies, and ends the incarnation when the director says so. All of it is decided
-//! here; `agent` carries it out, and a simulation can do so in its place.
+//! to this node when another dies, does the director's errands, and ends the incarnation when the director
+//! says so. All of it is decided here; `agent` carries it out, and a simulation can do so in its place.
 //!
 //! Long work (a sweep over all sessions, the adoption of a dead incarnation, registering claims) is begun by
 //! an effect and ended by an event. At most one piece of each kind runs at a time, so that the state machine
 //! never floods its agent.
 
-use crate::control::message::{FromDirector, Refusal, ToDirector};
+use crate::control::message::{Errand, ErrandOutcome, FromDirector, Refusal, ToDirector};
 use crate::ident::{Epoch, Incarnation};
+use crate::limits::ERRANDS_MAX;
 use crate::rules::{Rule, holds};
 use crate::view::View;
 
@@ -62,6 +63,13 @@ pub enum Event {
         /// The server has taken all of them.
         done: bool,
     },
+    /// An errand has ended.
+    ErrandEnded {
+        /// Its number.
+        number: u64,
+        /// How.
+        outcome: ErrandOutcome,
+    },
 }
 
 /// What shall be done.
@@ -100,6 +108,15 @@ pub enum Effect {
         /// The dead incarnation.
         dead: Incarnation,
     },
+    /// Do an errand, after everything that stands before it here; ends in `ErrandEnded`.
+    Errand {
+        /// Its number.
+        number: u64,
+        /// What.
+        errand: Errand,
+        /// Time for it, ms.
+        within_ms: u32,
+    },
     /// The incarnation is over: poison the segment. All processes join anew (R3).
     End {
         /// The operator has drained the node: it will be refused until undrained.
@@ -119,6 +136,8 @@ pub struct Steward {
     claims: Vec<Claims>,
     adoptions: Vec<Adoption>,
     draining: Option<Draining>,
+    /// Errands under way.
+    errands: usize,
     over: bool,
 }
 
@@ -196,6 +215,7 @@ impl Steward {
             claims: Vec::new(),
             adoptions: Vec::new(),
             draining: None,
+            errands: 0,
             over: false,
         };
         steward.follow(&view, now_ns);
@@ -279,6 +299,10 @@ impl Steward {
                     claims.state = if done { Work::Done } else { again };
                 }
             }
+            Event::ErrandEnded { number, outcome } => {
+                self.errands = self.errands.saturating_sub(1);
+                effects.push(Effect::Send(ToDirector::ErrandEnded { number, outcome }));
+            }
         }
         if !self.over {
             self.run_due(now_ns, &mut effects);
@@ -305,7 +329,16 @@ impl Steward {
             }
             FromDirector::Over { drained } => self.end(drained, effects),
             FromDirector::Refused(Refusal::Over) => self.end(false, effects),
-            FromDirector::Refused(_) => {}
+            FromDirector::Errand { number, .. } if self.errands >= ERRANDS_MAX => {
+                let outcome = ErrandOutcome::Failed(format!("it has {ERRANDS_MAX} errands already"));
+                effects.push(Effect::Send(ToDirector::ErrandEnded { number, outcome }));
+            }
+            FromDirector::Errand { number, errand, within_ms } => {
+                self.errands += 1;
+                effects.push(Effect::Errand { number, errand, within_ms });
+            }
+            // An answer to an application is for it alone.
+            FromDirector::Refused(_) | FromDirector::OwnerDestroyed { .. } => {}
         }
     }
 

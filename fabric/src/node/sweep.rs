@@ -4,7 +4,7 @@
 
 use super::attend::{Step, Task};
 use super::clock::Clock;
-use super::host::{Counter, Host, Plan};
+use super::host::{Host, Plan};
 use super::open::{facts_of, is_expired};
 use super::push::window;
 use super::volley::{push_bare, why_lost};
@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::ident::{Epoch, Incarnation};
 use crate::lease::{ArchiveChecksum, Cell, CellState};
 use crate::limits::{COPIES_MAX, PLACES_MAX};
+use crate::numbers::NodeCounter;
 use crate::rules::{Rule, holds};
 use crate::transport::{self, FailKind, Outcome};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -83,6 +84,12 @@ pub(super) fn sweep(host: &Host, pace: &mut Pace<'_>) -> Result<Swept> {
     let mut round = Round { host, plan: &plan, tasks: VecDeque::new(), swept, used_books: HashSet::new() };
     for index in 0..host.cache.spec().sessions_max {
         let Some(info) = host.cache.entry(index)? else { continue };
+        if info.grace_until_ms.is_some_and(|until_ms| until_ms <= host.clock.unix_ms()) {
+            host.cache.end_grace(&info.id)?;
+            if info.places.is_empty() {
+                continue;
+            }
+        }
         match needs(host, &plan, &info) {
             Need::Nothing => round.ended(&info, !info.locked),
             Need::Wait => round.ended(&info, false),
@@ -253,7 +260,7 @@ fn release_quarantine(host: &Host) -> Result<bool> {
         }
         kill_point!("quarantine.superseded");
         host.cache.release_quarantined(&slot);
-        host.count(Counter::Quarantines, 1);
+        host.count(NodeCounter::Quarantines, 1);
     }
     Ok(all)
 }

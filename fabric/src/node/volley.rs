@@ -4,13 +4,14 @@
 //! [`Volley::land`]; between posting and landing a volley can be kept beside others, or handed to another
 //! thread. A push that is given up loses its link (R4): that ends the doubt about everything posted to it.
 
-use super::host::{Counter, Host, Lane};
+use super::host::{Host, Lane};
 use super::push::Stamp;
 use super::session::Short;
 use crate::cache::{self, Hold, PushKind};
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::lease::{ArchiveChecksum, Cell, CellState};
 use crate::limits::{LIVENESS_POLL, PLACES_MAX};
+use crate::numbers::NodeCounter;
 use crate::rules::{Rule, holds};
 use crate::transport::{self, ChecksumKind, FailKind, Link, Outcome, Posted};
 use std::borrow::Borrow;
@@ -41,6 +42,8 @@ struct Open<L> {
     push: cache::Push,
     state: CellState,
     posted: Posted,
+    /// When it was begun, if it is timed and has not ended at once.
+    since_ns: Option<u64>,
 }
 
 impl<L: Borrow<Arc<Lane>>> Open<L> {
@@ -115,12 +118,19 @@ pub struct Volley<L: Borrow<Arc<Lane>>, const N: usize = PLACES_MAX> {
     stamp: Stamp,
     /// Until when they are waited for; set by the first one that has not ended at once.
     deadline: Option<Instant>,
+    /// Whether each is timed.
+    timed: bool,
 }
 
 impl<L: Borrow<Arc<Lane>>, const N: usize> Volley<L, N> {
     /// For pushes whose cells say `stamp`.
     pub fn new(stamp: &Stamp) -> Self {
-        Self { open: [const { None }; N], stamp: *stamp, deadline: None }
+        Self { open: [const { None }; N], stamp: *stamp, deadline: None, timed: false }
+    }
+
+    /// Whether its pushes shall be timed.
+    pub fn time_if(&mut self, timed: bool) {
+        self.timed = timed;
     }
 
     /// What its cells say.
@@ -144,11 +154,15 @@ impl<L: Borrow<Arc<Lane>>, const N: usize> Volley<L, N> {
         let Some(free) = self.open.iter_mut().find(|open| open.is_none()) else {
             return Ok(Some(Short::Servers));
         };
+        let mut since_ns = self.timed.then(|| host.clock.monotonic_ns());
         let (push, posted) = match begin(hold, lane.borrow(), kind, state, &self.stamp) {
             Ok(begun) => begun,
             Err(error) => return short_of(host, error).map(Some),
         };
-        let open = free.insert(Open { lane, push, state, posted });
+        if posted == Posted::Done(Outcome::Acked) {
+            observe(host, lane.borrow(), since_ns.take());
+        }
+        let open = free.insert(Open { lane, push, state, posted, since_ns });
         if self.deadline.is_none() && open.is_pending() {
             self.deadline = Some(host.deadline());
         }
@@ -214,6 +228,9 @@ impl<L: Borrow<Arc<Lane>>, const N: usize> Volley<L, N> {
                     open.wait(host, hold, &self.stamp, deadline)
                 }
             };
+            if outcome == Some(Outcome::Acked) {
+                observe(host, open.lane.borrow(), open.since_ns);
+            }
             let settled = settle(host, hold, open.lane.borrow(), &open.push, &self.stamp, outcome);
             *place = None;
             match settled {
@@ -236,11 +253,11 @@ impl<const N: usize> Volley<&Arc<Lane>, N> {
     /// Lets it outlive its plan.
     pub fn keep(mut self) -> Volley<Arc<Lane>, N> {
         let mut kept = Volley::new(&self.stamp);
-        kept.deadline = self.deadline;
+        (kept.deadline, kept.timed) = (self.deadline, self.timed);
         for (to, from) in kept.open.iter_mut().zip(&mut self.open) {
             *to = from.take().map(|open| {
-                let Open { lane, push, state, posted } = open;
-                Open { lane: lane.clone(), push, state, posted }
+                let Open { lane, push, state, posted, since_ns } = open;
+                Open { lane: lane.clone(), push, state, posted, since_ns }
             });
         }
         kept
@@ -257,11 +274,20 @@ impl<L: Borrow<Arc<Lane>>, const N: usize> Drop for Volley<L, N> {
     }
 }
 
+/// Takes in how long a push took that has been acked.
+#[inline]
+fn observe(host: &Host, lane: &Lane, since_ns: Option<u64>) {
+    if let Some(since_ns) = since_ns {
+        let took_ns = host.clock.monotonic_ns().saturating_sub(since_ns);
+        host.cache.observe_push(lane.way, took_ns);
+    }
+}
+
 /// Decides whether a push that could not begin leaves the session short or ends the operation.
 fn short_of(host: &Host, error: crate::error::Error) -> Result<Short> {
     match error.kind {
         ErrorKind::Full => {
-            host.count(Counter::LeaseFull, 1);
+            host.count(NodeCounter::LeaseFull, 1);
             Ok(Short::LeaseFull)
         }
         ErrorKind::Busy | ErrorKind::Unreachable => Ok(Short::Servers),
@@ -330,6 +356,9 @@ fn settle(
     stamp: &Stamp,
     outcome: Option<Outcome>,
 ) -> Result<End> {
+    if outcome != Some(Outcome::Acked) {
+        host.cache.count_failed_push(lane.way);
+    }
     match outcome {
         Some(Outcome::Acked) => {
             hold.end_push(push, stamp.version, stamp.expiry_ms)?;

@@ -3,7 +3,7 @@
 //!
 //! Invariant: a connection that is given out has passed its hello, and one to a server leads to the very life
 //! that the view names; a server of that name that runs on this host by chance is passed by. Callers: joining
-//! and the agent (director), [`super::servers`].
+//! and the agent (director), [`super::owners`] (director), [`super::servers`].
 
 use super::opener::Way;
 use crate::config::Config;
@@ -66,15 +66,28 @@ impl Ways {
     /// # Errors
     /// As [`Self::to_server`].
     pub fn to_director(&self, incarnation: Incarnation, timeout: Duration) -> Result<Stream> {
+        self.to_director_as(&self.node_process(incarnation), timeout)
+    }
+
+    /// To the director, to ask it for one thing.
+    ///
+    /// # Errors
+    /// As [`Self::to_server`].
+    pub fn to_director_as_application(&self, timeout: Duration) -> Result<Stream> {
+        let role = Role::Application { name: self.node.clone(), pid: std::process::id() };
+        self.to_director_as(&role, timeout)
+    }
+
+    fn to_director_as(&self, role: &Role, timeout: Duration) -> Result<Stream> {
         let socket = self.config.director_socket();
         let near = || {
             let mut stream = Stream::connect(&socket, timeout)?;
-            self.greet(&mut stream, incarnation, timeout)?;
+            self.greet(&mut stream, role.clone(), timeout)?;
             Ok(stream)
         };
         let far = |control| {
             let mut stream = self.connect_host(control, &Member::Director)?;
-            self.greet(&mut stream, incarnation, HELLO_WAIT)?;
+            self.greet(&mut stream, role.clone(), HELLO_WAIT)?;
             Ok(stream)
         };
         nearest(&socket, self.config.director.control, near, far)
@@ -85,8 +98,11 @@ impl Ways {
         Stream::connect_host(control, &*self.keys()?, member, HELLO_WAIT)
     }
 
-    fn greet(&self, stream: &mut Stream, incarnation: Incarnation, timeout: Duration) -> Result<Incarnation> {
-        let role = Role::Node { name: self.node.clone(), incarnation, pid: std::process::id() };
+    fn node_process(&self, incarnation: Incarnation) -> Role {
+        Role::Node { name: self.node.clone(), incarnation, pid: std::process::id() }
+    }
+
+    fn greet(&self, stream: &mut Stream, role: Role, timeout: Duration) -> Result<Incarnation> {
         Ok(stream.client_hello(&self.config.cluster.name, role, timeout)?.1)
     }
 
@@ -97,7 +113,7 @@ impl Ways {
         incarnation: Incarnation,
         timeout: Duration,
     ) -> Result<()> {
-        let life = self.greet(stream, incarnation, timeout)?;
+        let life = self.greet(stream, self.node_process(incarnation), timeout)?;
         if life == server.incarnation {
             return Ok(());
         }

@@ -7,6 +7,7 @@ use selvage_fabric::control::message::{ClaimAnswer, FetchedArchive, FromServer, 
 use selvage_fabric::ident::{Epoch, Incarnation, SessionId, Version};
 use selvage_fabric::lease::SessionCopy;
 use selvage_fabric::limits::BATCH_SESSIONS_MAX;
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::rules::{Rule, holds};
 
 /// Bytes that one claim takes, for the refusal that names a limit.
@@ -45,8 +46,8 @@ impl Server {
         }
         let elsewhere =
             answers.iter().filter(|answer| matches!(answer, ClaimAnswer::Elsewhere(_))).count() as u64;
-        self.count("claims_elsewhere", elsewhere);
-        self.count("claims_granted", answers.len() as u64 - elsewhere);
+        self.count(ServerCounter::ClaimsElsewhere, elsewhere);
+        self.count(ServerCounter::ClaimsGranted, answers.len() as u64 - elsewhere);
         Ok(answers)
     }
 
@@ -74,7 +75,7 @@ impl Server {
         self.check_claims_left(asker, ids)?;
         for id in ids {
             if self.hold_claim(asker.incarnation, id).is_err() {
-                self.count("claims_disputed", 1);
+                self.count(ServerCounter::ClaimsDisputed, 1);
             }
         }
         if last {
@@ -153,7 +154,7 @@ impl Server {
         for (id, version) in sessions {
             self.sealed.settle(id, *version);
         }
-        self.count("settled", sessions.len() as u64);
+        self.count(ServerCounter::Settled, sessions.len() as u64);
         Ok(())
     }
 
@@ -183,7 +184,7 @@ impl Server {
                 self.drop_claim(asker.incarnation, id);
             }
         }
-        self.count("destroyed", sessions.len() as u64);
+        self.count(ServerCounter::Destroyed, sessions.len() as u64);
         Ok(())
     }
 

@@ -5,6 +5,7 @@ use selvage_fabric::control::message::{Endpoint, LeaseReport, Refusal};
 use selvage_fabric::error::{Error, ErrorKind};
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::lease::LeaseIndex;
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::rules::{Rule, holds};
 
 /// A lease.
@@ -101,7 +102,7 @@ impl Server {
         let needed = self.params.lease_bytes;
         let left = self.params.bytes_max.saturating_sub(self.bytes());
         if self.params.bytes_max > 0 && needed > left {
-            self.count("leases_full", 1);
+            self.count(ServerCounter::LeasesFull, 1);
             return self.refuse(waiter.connection, Refusal::Full { needed, left });
         }
         let number = LeaseNumber(self.lease_next);
@@ -139,7 +140,7 @@ impl Server {
         };
         let refusal = match result {
             Ok(()) if !ended => {
-                self.count("leases_made", 1);
+                self.count(ServerCounter::LeasesMade, 1);
                 return waiters
                     .into_iter()
                     .flat_map(|waiter| self.grant(number, incarnation, waiter))
@@ -147,7 +148,7 @@ impl Server {
             }
             Ok(()) => Refusal::Over,
             Err(error) if error.kind == ErrorKind::Full => {
-                self.count("leases_full", 1);
+                self.count(ServerCounter::LeasesFull, 1);
                 Refusal::Full { needed: self.params.lease_bytes, left: 0 }
             }
             Err(error) => not_yet(&error.to_string()),
@@ -169,8 +170,8 @@ impl Server {
         lease.state = LeaseState::Sealed;
         self.forget_links_of(number);
         self.sealed.insert(number.0, index);
-        self.count("leases_sealed", 1);
-        self.count("cells_bad", cells_bad);
+        self.count(ServerCounter::LeasesSealed, 1);
+        self.count(ServerCounter::CellsBad, cells_bad);
         if holds(Rule::R9Destroy) {
             for (id, version) in self.graves.iter() {
                 self.sealed.destroy(&id, version);
@@ -186,7 +187,7 @@ impl Server {
         self.forget_links_of(number);
         let index = self.sealed.remove(number.0);
         if index.is_some() {
-            self.count("leases_released", 1);
+            self.count(ServerCounter::LeasesReleased, 1);
         }
         self.prune_graves();
         vec![Effect::Release { lease: number, index }]
@@ -239,7 +240,7 @@ impl Server {
         self.sweep_next_ms = now_ms + SWEEP_EVERY_MS;
         let allowance_ms = if holds(Rule::R14Expiry) { self.params.clock_skew_ms } else { 0 };
         let swept = self.sealed.sweep(now_ms.saturating_sub(allowance_ms));
-        self.count("swept", swept);
+        self.count(ServerCounter::Swept, swept);
         let mut effects = self.close_stuck_links();
         effects.extend(self.release_without_r10());
         effects

@@ -9,6 +9,7 @@ use super::{Asker, ConnectionId, Effect, LeaseNumber, Server};
 use selvage_fabric::control::message::{Endpoint, FromServer, Refusal, RemoteMemory, StagedArchive};
 use selvage_fabric::error::{Error, ErrorKind, Result};
 use selvage_fabric::ident::{Incarnation, SessionId};
+use selvage_fabric::numbers::ServerCounter;
 
 /// Names an RDMA link; never used twice in a server's life, and never 0.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -48,7 +49,7 @@ impl Server {
     /// A node wants a queue pair of its own into its lease.
     pub(super) fn link_wanted(&mut self, asker: &Asker, offer: Endpoint) -> Vec<Effect> {
         if let Err(refusal) = check_offer(&offer).and_then(|()| self.check_no_link(asker.connection)) {
-            self.count("rdma_refused", 1);
+            self.count(ServerCounter::RdmaRefused, 1);
             return self.refuse(asker.connection, refusal);
         }
         self.lease_wanted(asker, Wanted::Link(offer))
@@ -82,7 +83,7 @@ impl Server {
         match result {
             Ok((endpoint, memory)) if open && !ended => {
                 link.state = LinkState::Open;
-                self.count("rdma_connects", 1);
+                self.count(ServerCounter::RdmaConnects, 1);
                 let server = self.incarnation;
                 vec![Effect::SendLink { connection, link: number, lease, server, endpoint, memory }]
             }
@@ -97,7 +98,7 @@ impl Server {
                     Err(_) => self.forget_link(number),
                 }
                 if self.peers.contains_key(&connection) {
-                    self.count("rdma_refused", 1);
+                    self.count(ServerCounter::RdmaRefused, 1);
                     let refusal = match result {
                         Err(error) if open => refusal_of(&error),
                         _ => Refusal::Over,
@@ -134,7 +135,7 @@ impl Server {
         match result {
             Ok(()) => self.forget_link(number),
             Err(_) => {
-                self.count("rdma_links_stuck", 1);
+                self.count(ServerCounter::RdmaLinksStuck, 1);
                 if let Some(link) = self.links.get_mut(&number) {
                     link.state = LinkState::Stuck;
                 }
@@ -186,11 +187,11 @@ impl Server {
         match result {
             Ok((memory, archives)) => {
                 self.count_fetched(archives.iter().map(|archive| archive.error.is_some()));
-                self.count("staged_bytes", memory.bytes);
+                self.count(ServerCounter::StagedBytes, memory.bytes);
                 vec![Effect::Reply { connection, message: FromServer::Staged { memory, archives } }]
             }
             Err(error) => {
-                self.count("rdma_refused", 1);
+                self.count(ServerCounter::RdmaRefused, 1);
                 self.refuse(connection, refusal_of(&error))
             }
         }

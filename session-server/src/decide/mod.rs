@@ -33,6 +33,7 @@ use selvage_fabric::error::Error;
 use selvage_fabric::ident::{Epoch, Incarnation, SessionId};
 use selvage_fabric::lease::{LeaseIndex, SealedIndex, SessionCopy};
 use selvage_fabric::limits::BATCH_SESSIONS_MAX;
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::view::View;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -311,38 +312,13 @@ pub struct Server {
     claim_counts: HashMap<Incarnation, u64>,
     graves: Graves,
     sweep_next_ms: u64,
-    counters: BTreeMap<&'static str, u64>,
+    /// By [`ServerCounter`].
+    counters: Vec<u64>,
 }
 
 /// How often expired sealed sessions are looked for, ms. Nobody waits for it: adopters see the expiry of what
 /// they list.
 const SWEEP_EVERY_MS: u64 = 5000;
-
-/// Counters that exist from the start, so that metrics show them at zero.
-const COUNTERS: [&str; 22] = [
-    "cells_bad",
-    "claims_disputed",
-    "claims_elsewhere",
-    "claims_granted",
-    "destroyed",
-    "fetch_errors",
-    "fetched",
-    "leases_full",
-    "leases_made",
-    "leases_released",
-    "leases_sealed",
-    "peers_bad",
-    "rdma_connects",
-    "rdma_links_stuck",
-    "rdma_refused",
-    "refused_bad",
-    "refused_denied",
-    "refused_old_term",
-    "settled",
-    "staged_bytes",
-    "swept",
-    "views",
-];
 
 impl Server {
     /// A server without leases that has seen no view.
@@ -367,7 +343,7 @@ impl Server {
             claim_counts: HashMap::new(),
             graves: Graves::new(graves_max),
             sweep_next_ms: 0,
-            counters: COUNTERS.iter().map(|name| (*name, 0)).collect(),
+            counters: vec![0; ServerCounter::ALL.len()],
         }
     }
 
@@ -401,7 +377,7 @@ impl Server {
             }
             Event::Staged { connection, result } => self.staged(connection, result),
             Event::BadPeer => {
-                self.count("peers_bad", 1);
+                self.count(ServerCounter::PeersBad, 1);
                 Vec::new()
             }
             Event::Tick => self.sweep(now_ms),
@@ -410,9 +386,6 @@ impl Server {
 
     /// The state for directors and operators.
     pub fn report(&self) -> ServerReport {
-        let links = ("rdma_links", self.links_open());
-        let counters = self.counters.iter().map(|(name, value)| (*name, *value)).chain([links]);
-        let counters = counters.map(|(name, value)| (name.into(), value)).collect();
         ServerReport {
             name: self.params.name.clone(),
             incarnation: self.incarnation,
@@ -421,7 +394,9 @@ impl Server {
             view: self.view.clone(),
             leases: self.lease_reports(),
             bytes: self.bytes(),
-            counters,
+            counters: self.counters.clone(),
+            rdma_links: self.links_open(),
+            numbers: None,
             rdma: String::new(),
         }
     }
@@ -482,22 +457,22 @@ impl Server {
     fn refuse(&mut self, connection: ConnectionId, refusal: Refusal) -> Vec<Effect> {
         let cut = match &refusal {
             Refusal::Bad(_) => {
-                self.count("refused_bad", 1);
+                self.count(ServerCounter::RefusedBad, 1);
                 true
             }
             Refusal::Denied(_) => {
-                self.count("refused_denied", 1);
+                self.count(ServerCounter::RefusedDenied, 1);
                 false
             }
             Refusal::OldTerm(_) => {
-                self.count("refused_old_term", 1);
+                self.count(ServerCounter::RefusedOldTerm, 1);
                 false
             }
             _ => false,
         };
         let mut effects = vec![Effect::Reply { connection, message: FromServer::Refused(refusal) }];
         if cut {
-            self.count("peers_bad", 1);
+            self.count(ServerCounter::PeersBad, 1);
             effects.push(Effect::Cut { connection });
         }
         effects
@@ -506,12 +481,12 @@ impl Server {
     /// Counts fetched sessions, each by whether it has an error.
     fn count_fetched(&mut self, errors: impl Iterator<Item = bool>) {
         for failed in errors {
-            self.count(if failed { "fetch_errors" } else { "fetched" }, 1);
+            self.count(if failed { ServerCounter::FetchErrors } else { ServerCounter::Fetched }, 1);
         }
     }
 
-    fn count(&mut self, name: &'static str, by: u64) {
-        *self.counters.entry(name).or_default() += by;
+    fn count(&mut self, counter: ServerCounter, by: u64) {
+        self.counters[counter as usize] += by;
     }
 }
 
@@ -537,5 +512,6 @@ fn role_name(role: &Role) -> &'static str {
         Role::Node { .. } => "a node",
         Role::Director => "a director",
         Role::Operator => "an operator",
+        Role::Application { .. } => "an application",
     }
 }

@@ -5,6 +5,7 @@ use super::{ConnectionId, Effect, Server};
 use selvage_fabric::control::message::{FromServer, Refusal, Role};
 use selvage_fabric::ident::{Epoch, Incarnation};
 use selvage_fabric::limits::{NODES_MAX, SERVERS_MAX};
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::view::View;
 
@@ -17,7 +18,7 @@ impl Server {
         if self.view.as_ref() == Some(&view) {
             return self.view_carried_out();
         }
-        self.count("views", 1);
+        self.count(ServerCounter::Views, 1);
         let old = self.view.replace(view.clone()).unwrap_or_default();
         let mut effects = Vec::new();
         let missed = view.epoch.number > old.epoch.number.saturating_add(1);

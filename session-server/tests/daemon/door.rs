@@ -9,6 +9,7 @@ use selvage_fabric::control::stream::Stream;
 use selvage_fabric::error::ErrorKind;
 use selvage_fabric::ident::Incarnation;
 use selvage_fabric::limits::{HELLO_WAIT, MESSAGE_BYTES_MAX};
+use selvage_fabric::numbers::ServerCounter;
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -60,7 +61,7 @@ fn a_user_that_is_not_the_nodes_is_refused() {
     let refused = refusal_of(&socket, node_role("n4")).expect("n4 is another user's");
     assert!(refused.contains("n4") && refused.contains("uids"), "{refused}");
     assert!(refusal_of(&socket, node_role("n5")).is_some(), "no such node");
-    host.director().await_counter("peers_bad", 2);
+    host.director().await_counter(ServerCounter::PeersBad, 2);
 }
 
 /// Run by `another_user_is_refused` as that user.
@@ -160,7 +161,7 @@ fn hostile_bytes_cut_their_sender_off_and_nobody_else() {
     assert!(peer.stream.recv::<FromServer>(WAIT).is_err());
     bad += 1;
 
-    director.await_counter("peers_bad", bad);
+    director.await_counter(ServerCounter::PeersBad, bad);
     let archive = archive(id(1), version(1), b"alive");
     let outcome = push(&link, 0, &cell(id(1), version(1), 1, 0, archive.len()), Some(&archive));
     assert_eq!(outcome, selvage_fabric::transport::Outcome::Acked);
@@ -182,7 +183,7 @@ fn a_slow_hello_is_cut_off() {
     assert_eq!(slow.read(&mut byte).unwrap_or(0), 0);
     let took = started.elapsed();
     assert!(took >= HELLO_WAIT - Duration::from_millis(50) && took < HELLO_WAIT + WAIT, "{took:?}");
-    host.director().await_counter("peers_bad", 2);
+    host.director().await_counter(ServerCounter::PeersBad, 2);
 }
 
 #[test]

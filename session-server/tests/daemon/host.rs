@@ -9,6 +9,7 @@ use selvage_fabric::control::message::{
 use selvage_fabric::control::stream::Stream;
 use selvage_fabric::ident::{Epoch, Incarnation, SessionId, Version};
 use selvage_fabric::lease::{ArchiveChecksum, BlockOffset, Cell, CellState, Sequence, SlotIndex};
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::transport::shm::{self, ShmLink};
 use selvage_fabric::transport::{Link, Outcome, Posted, Push};
 use selvage_fabric::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
@@ -224,16 +225,20 @@ impl Peer {
         }
     }
 
-    pub fn counter(&mut self, name: &str) -> u64 {
-        let report = self.report();
-        report.counters.iter().find(|(known, _)| known == name).unwrap_or_else(|| panic!("no {name}")).1
+    pub fn counter(&mut self, counter: ServerCounter) -> u64 {
+        self.report().counters[counter as usize]
+    }
+
+    #[allow(dead_code, reason = "one of the two test programs that have this file needs RDMA")]
+    pub fn rdma_links(&mut self) -> u64 {
+        self.report().rdma_links
     }
 
     /// Waits until a counter has come to a value: a peer that is cut off is counted after it was answered.
-    pub fn await_counter(&mut self, name: &str, value: u64) {
+    pub fn await_counter(&mut self, counter: ServerCounter, value: u64) {
         let started = Instant::now();
-        while self.counter(name) != value {
-            assert!(started.elapsed() < WAIT, "{name} is {}, not {value}", self.counter(name));
+        while self.counter(counter) != value {
+            assert!(started.elapsed() < WAIT, "{counter:?} is {}, not {value}", self.counter(counter));
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -8,6 +8,7 @@ use selvage_fabric::control::stream::Stream;
 use selvage_fabric::control::tls::Keyring;
 use selvage_fabric::error::{Error, ErrorKind, Result};
 use selvage_fabric::limits::HELLO_WAIT;
+use selvage_fabric::numbers::ServerCounter;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -51,8 +52,8 @@ impl Served {
     /// The peers that were counted as bad are as many as they must be; and the honest ones notice nothing:
     /// connections that were open go on, and new ones get in.
     fn assert_unharmed(&mut self, peers_bad: u64) {
-        self.director.await_counter("peers_bad", peers_bad);
-        assert_eq!(self.director.counter("peers_bad"), peers_bad);
+        self.director.await_counter(ServerCounter::PeersBad, peers_bad);
+        assert_eq!(self.director.counter(ServerCounter::PeersBad), peers_bad);
         self.claims += 1;
         assert_eq!(self.node.claim(1, &[id(self.claims)]), [ClaimAnswer::Granted(None)]);
         self.connect(node_member("n2"), node_role("n2")).unwrap().register(1);
@@ -294,7 +295,7 @@ fn a_flood_of_half_open_connections_starves_nobody() {
         assert!(slowest < Duration::from_secs(5), "{slowest:?}");
         assert!(took < Duration::from_secs(1), "{took:?}");
     });
-    assert!(served.director.counter("peers_bad") > 0, "the flood is counted");
+    assert!(served.director.counter(ServerCounter::PeersBad) > 0, "the flood is counted");
 }
 
 /// The bytes that an honest node sends, from the first to the answer of its request.
@@ -337,7 +338,7 @@ fn record(served: &Served) -> Vec<u8> {
 fn recorded_bytes_open_nothing_and_a_cut_at_any_byte_harms_nobody() {
     let mut served = Served::new();
     let recorded = record(&served);
-    let views = served.director.counter("views");
+    let views = served.director.counter(ServerCounter::Views);
     let mut replay = served.raw();
     let _ = replay.write_all(&recorded);
     let mut answered = Vec::new();
@@ -350,9 +351,9 @@ fn recorded_bytes_open_nothing_and_a_cut_at_any_byte_harms_nobody() {
         drop(cut);
     }
     // A peer that has gone is not a bad one, but what it said may have been.
-    let bad = served.director.counter("peers_bad");
+    let bad = served.director.counter(ServerCounter::PeersBad);
     served.connect(node_member("n2"), node_role("n2")).unwrap().register(1);
-    assert_eq!(served.director.counter("views"), views);
+    assert_eq!(served.director.counter(ServerCounter::Views), views);
     println!("replayed {} bytes, cut at each of them; {bad} were counted as bad", recorded.len());
 }
 

@@ -2,6 +2,7 @@
 
 use crate::host::*;
 use selvage_fabric::control::message::{ClaimAnswer, Endpoint, FromServer, Refusal, ToServer};
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::transport::{Link, Outcome};
 use std::time::{Duration, Instant};
 
@@ -121,7 +122,7 @@ fn what_a_zombie_writes_after_the_seal_is_not_served() {
     assert_eq!(push(&link, 2, &cell(id(3), version(1), 1, 0, after.len()), Some(&after)), Outcome::Sealed);
     let fetched = &heir.fetch(&[id(1)])[0];
     assert!(fetched.archive.is_empty() && fetched.error.is_some(), "{fetched:?}");
-    assert_eq!(director.counter("fetch_errors"), 1);
+    assert_eq!(director.counter(ServerCounter::FetchErrors), 1);
 }
 
 #[test]
@@ -143,7 +144,7 @@ fn hostile_cells_are_counted_and_harm_nobody() {
     push(&link, 1, &cell(id(3), version(1), 1, 0, 100), None);
     let report = director.set_view(view(2, server, &[3], &[(1, true), (2, true)]));
     assert_eq!(report.leases.iter().map(|lease| lease.sessions).sum::<u64>(), 2);
-    assert_eq!(director.counter("cells_bad"), 1);
+    assert_eq!(director.counter(ServerCounter::CellsBad), 1);
     assert_eq!(heir.claim(2, &[id(1), id(2), id(3)])[1], ClaimAnswer::Granted(None));
     let fetched = heir.fetch(&[id(1), id(3)]);
     assert_eq!(fetched[0].archive, good);
@@ -301,7 +302,7 @@ fn what_rdma_and_numa_it_has_is_said_and_links_are_refused_by_name() {
         other => panic!("{other:?}"),
     }
     let report = director.report();
-    let refused = report.counters.iter().find(|(name, _)| name == "rdma_refused").unwrap().1;
+    let refused = report.counters[ServerCounter::RdmaRefused as usize];
     assert!((1..=2).contains(&refused), "{refused}");
     // Whatever the device says, nodes of this host have their lease.
     let mut node = host.node(1);

@@ -18,6 +18,7 @@ use selvage_fabric::ident::SessionId;
 use selvage_fabric::lease::{
     ArchiveChecksum, BlockOffset, Cell, CellState, LeaseGeometry, Sequence, SlotIndex,
 };
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::transport::verbs::{Opening, Verbs, VerbsLink};
 use selvage_fabric::transport::{FailKind, Link, Outcome, Posted, Push, Region};
 use std::process::Command;
@@ -162,7 +163,7 @@ fn a_node_pushes_until_the_seal_and_everything_acked_is_found() {
         node.link.beat(8, 100);
         node.link.peer_beat() > 0
     });
-    assert_eq!((director.counter("rdma_links"), director.counter("rdma_connects")), (1, 1));
+    assert_eq!((director.rdma_links(), director.counter(ServerCounter::RdmaConnects)), (1, 1));
     assert!(director.report().rdma.contains("path MTU"), "{}", director.report().rdma);
 
     // The zombie writes at full rate meanwhile, and learns it from the card.
@@ -192,9 +193,9 @@ fn a_node_pushes_until_the_seal_and_everything_acked_is_found() {
     assert!(matches!(failed, Outcome::Sealed | Outcome::Failed(FailKind::Revoked | FailKind::Disconnected)));
     let late = push(&node.link, 1023, id(2000));
     assert!(matches!(late, Outcome::Sealed | Outcome::Failed(_)), "{late:?}");
-    assert_eq!(director.counter("rdma_links"), 0);
+    assert_eq!(director.rdma_links(), 0);
     let report = director.set_view(view(3, server, &[2], &[(1, true)]));
-    assert_eq!((report.leases[0].sealed, director.counter("cells_bad")), (true, 0));
+    assert_eq!((report.leases[0].sealed, director.counter(ServerCounter::CellsBad)), (true, 0));
     let ids: Vec<SessionId> = (0..u64::from(acked)).chain([2000]).map(id).collect();
     let found = heir.claim(3, &ids);
     let tombstones = found.iter().filter(|answer| {
@@ -228,7 +229,7 @@ fn r4_a_link_ends_with_its_connection_and_is_gone_then() {
     assert!(!gone(Some(second.number)));
     assert!(matches!(push(&link, 1, id(1)), Outcome::Failed(_)), "nobody is there to ack it");
     assert_eq!(push(&second.link, 1, id(1)), Outcome::Acked);
-    assert_eq!(director.counter("rdma_links"), 1);
+    assert_eq!(director.rdma_links(), 1);
 }
 
 #[test]
@@ -278,8 +279,8 @@ fn archives_are_staged_and_read_in_bulk() {
         }
         assert_eq!((read, at, staged.len()), (50, bytes.len(), 51));
     }
-    assert_eq!(director.counter("fetched"), 100);
-    assert!(director.counter("staged_bytes") > 100_000);
+    assert_eq!(director.counter(ServerCounter::Fetched), 100);
+    assert!(director.counter(ServerCounter::StagedBytes) > 100_000);
     let other = host.node(2).ask(&ToServer::FetchStaged { ids });
     assert!(
         matches!(other, FromServer::Refused(Refusal::Denied(_))),

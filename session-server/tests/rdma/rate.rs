@@ -8,6 +8,7 @@ use selvage_fabric::archive::{ArchiveLimits, validate};
 use selvage_fabric::control::message::{FromServer, RemoteMemory, ToServer};
 use selvage_fabric::ident::SessionId;
 use selvage_fabric::lease::{ArchiveChecksum, Cell, SlotIndex};
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::transport::verbs::VerbsLink;
 use selvage_fabric::transport::{Link, Outcome, Push};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -152,7 +153,7 @@ fn garbage_over_a_whole_lease_harms_nobody_else() {
             assert_eq!((&fetched.archive, &fetched.error), (archive, &None));
         }
         assert!(count() > garbage + 100, "garbage went on all the time: {garbage}, then {}", count());
-        assert_eq!(director.counter("cells_bad"), 0);
+        assert_eq!(director.counter(ServerCounter::CellsBad), 0);
 
         let changed = |now: &[u8]| now.iter().zip(&pristine).filter(|(now, then)| now != then).count();
         let mut now = Vec::new();
@@ -168,7 +169,7 @@ fn garbage_over_a_whole_lease_harms_nobody_else() {
     // Nobody reads over a link that the seal has ended, not even what is the node's own.
     assert!(reader.link.read_bulk(reader.memory).is_err());
     director.set_view(view(5, server, &[2], &[(1, true), (3, true)]));
-    let bad = director.counter("cells_bad");
+    let bad = director.counter(ServerCounter::CellsBad);
     // Whatever passed for a session can be asked for, and is either refused or a whole archive.
     let listed = match heir.ask(&ToServer::ListSealed { incarnation: life(1), cursor: 0 }) {
         FromServer::Sealed { sessions, .. } => sessions,

@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// The page that shows a browser its session.
-const PAGE: &str = include_str!("../../../webnode-ffi/nginx/page/index.html");
+pub const PAGE: &str = include_str!("../../../webnode-ffi/nginx/page/index.html");
 
 /// Text of `selvage.toml`.
 pub fn config(options: &Options, place: &Place, run_dir: &Path, user: Option<&WebUser>) -> Result<String> {
@@ -81,6 +81,8 @@ pub struct Nginx<'a> {
     pub run_dir: &'a Path,
     /// User of the workers, if not the launcher's.
     pub user: Option<&'a WebUser>,
+    /// What the library shall write into the log; empty: what this process's environment says.
+    pub log: &'a str,
 }
 
 impl Nginx<'_> {
@@ -124,6 +126,14 @@ impl Nginx<'_> {
         [(self.page().join("index.html"), PAGE.into()), (self.dir().join("nginx.conf"), self.text())]
     }
 
+    /// What the library shall write.
+    fn log(&self) -> String {
+        match self.log {
+            "" => std::env::var(super::member::LOG_VARIABLE).unwrap_or_else(|_| "info".into()),
+            log => log.to_owned(),
+        }
+    }
+
     /// Text of `nginx.conf`.
     fn text(&self) -> String {
         let dir = self.dir();
@@ -156,7 +166,7 @@ impl Nginx<'_> {
              \x20   }}\n\
              }}\n",
             module = self.module.display(),
-            log = std::env::var(super::member::LOG_VARIABLE).as_deref().unwrap_or("info"),
+            log = self.log(),
             workers = self.workers,
             config = self.config.display(),
             name = self.name,

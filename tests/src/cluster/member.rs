@@ -41,6 +41,15 @@ pub trait Member: std::fmt::Debug + Send + Sync {
     /// Sends a signal to every process of the member.
     fn signal(&self, signal: Signal);
 
+    /// Sends a signal to the process that was started, or to the one that has taken its place.
+    fn signal_main(&self, signal: Signal);
+
+    /// Waits until the process that was started has ended for one that takes its place.
+    ///
+    /// # Errors
+    /// That does not happen within the time.
+    fn await_successor(&mut self, wait: Duration) -> Result<()>;
+
     /// Asks the member to end, waits, and kills every process of it when the time is over.
     /// Returns whether it ended by itself.
     ///
@@ -130,6 +139,14 @@ impl Member for Remote {
         let _ = self.agent.signal(self.pid, signal.as_raw());
     }
 
+    fn signal_main(&self, signal: Signal) {
+        let _ = self.agent.shell(&format!("kill -{} {}", signal.as_raw(), self.pid));
+    }
+
+    fn await_successor(&mut self, _wait: Duration) -> Result<()> {
+        bail!("{} is on another host, where successors are not followed", self.name)
+    }
+
     fn stop(self: Box<Self>, signal: Signal, wait: Duration) -> Result<bool> {
         self.signal(signal);
         let deadline = Instant::now() + wait;
@@ -189,6 +206,14 @@ impl Member for Process {
 
     fn signal(&self, signal: Signal) {
         self.signal(signal);
+    }
+
+    fn signal_main(&self, signal: Signal) {
+        self.signal_main(signal);
+    }
+
+    fn await_successor(&mut self, wait: Duration) -> Result<()> {
+        self.await_successor(wait)
     }
 
     fn stop(self: Box<Self>, signal: Signal, wait: Duration) -> Result<bool> {

@@ -1,5 +1,5 @@
-//! A cluster: session servers, director, and one nginx per web node, each a real process, on this host or,
-//! but for the director, on others.
+//! A cluster: session servers, director, and one web server per web node (nginx, or another kind), each a
+//! real process, on this host or, but for the director, on others.
 //!
 //! Invariants: everything on disk is in the run folder, which has the same path on every host; every process
 //! of this host is recorded there before it does anything; a `Cluster` that is dropped has killed its
@@ -9,19 +9,23 @@ mod files;
 mod folder;
 mod host;
 mod member;
+mod options;
 mod place;
 mod ports;
 mod process;
 #[cfg(test)]
 mod tests;
 mod user;
+mod web;
 
 pub use folder::{Folder, segments};
 pub use host::Hosts;
 pub use member::{LOG_VARIABLE, Member};
+pub use options::Options;
 pub use ports::{Port, is_free};
 pub use process::{Kill, Process, pids_of_group, pids_working_in};
 pub use user::WebUser;
+pub use web::WebServer;
 
 use self::member::Remote;
 use self::place::Place;
@@ -44,6 +48,8 @@ use std::time::{Duration, Instant};
 const UP_WAIT: Duration = Duration::from_secs(20);
 /// A member that was asked to end is killed after this time.
 const STOP_WAIT: Duration = Duration::from_secs(8);
+/// A member that was asked to start its program anew has done so after this time.
+const UPGRADE_WAIT: Duration = Duration::from_secs(30);
 /// Lines of a member's log that are shown when it dies.
 const LOG_TAIL_LINES: usize = 8;
 /// Lines of each log that are shown when a test fails.
@@ -52,85 +58,6 @@ const FAILURE_TAIL_LINES: usize = 60;
 const ASKED_TAIL_LINES: usize = 20_000;
 /// The director's name as a member.
 pub const DIRECTOR: &str = "director";
-
-/// What cluster to start.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Name of the cluster.
-    pub name: String,
-    /// Web nodes; they are called n1, n2, …
-    pub nodes: u32,
-    /// Session servers; they are called s1, s2, …
-    pub servers: u32,
-    /// Copies of each session.
-    pub copies: u32,
-    /// Processes of each web node.
-    pub workers: u32,
-    /// The director's port; a free one if not given.
-    pub port: Option<u16>,
-    /// The admin API's port; a free one if not given.
-    pub admin_port: Option<u16>,
-    /// Weights of the servers; 1 for those not named.
-    pub weights: Vec<u32>,
-    /// More lines for `[cluster]`.
-    pub cluster: String,
-    /// More lines for `[director]`.
-    pub director: String,
-    /// More tables of the configuration.
-    pub tables: String,
-    /// The run folder; one of its own below the temporary folder if not given.
-    pub folder: Option<PathBuf>,
-    /// Members that are configured, but started only later by [`Cluster::start_member`].
-    pub later: Vec<String>,
-    /// The hosts, if there are several.
-    pub hosts: Option<Hosts>,
-    /// How many times longer everything may take than on an ordinary machine.
-    pub patience: u32,
-    /// The launcher holds the socket where browsers connect, as a service manager would, so that connections
-    /// wait while the director restarts.
-    pub hold_socket: bool,
-    /// The web nodes' processes have the launcher's own user, even if it is root: for programs that are a
-    /// node themselves.
-    pub nodes_are_launchers: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            name: "selvage".into(),
-            nodes: 3,
-            servers: 2,
-            copies: 2,
-            workers: 2,
-            port: None,
-            admin_port: None,
-            weights: Vec::new(),
-            cluster: String::new(),
-            director: String::new(),
-            // Every segment is allocated whole at its start, so a cluster on one host takes no more than it
-            // needs.
-            tables: "[memory]\nsessions_max = 16384\ncache_bytes = 33554432\nlease_bytes = 33554432\n".into(),
-            folder: None,
-            later: Vec::new(),
-            hosts: None,
-            patience: 1,
-            hold_socket: false,
-            nodes_are_launchers: false,
-        }
-    }
-}
-
-impl Options {
-    /// Names of the web nodes.
-    pub fn node_names(&self) -> impl Iterator<Item = String> + use<> {
-        (1..=self.nodes).map(|number| format!("n{number}"))
-    }
-
-    /// Names of the session servers.
-    pub fn server_names(&self) -> impl Iterator<Item = String> + use<> {
-        (1..=self.servers).map(|number| format!("s{number}"))
-    }
-}
 
 /// A running cluster.
 #[derive(Debug)]
@@ -182,9 +109,10 @@ impl Cluster {
     /// # Errors
     /// See [`Self::start`].
     pub fn prepare(product: Product, options: Options) -> Result<Self> {
-        // A cluster whose nodes all come later, from elsewhere, needs no nginx.
+        // A cluster whose nodes all come later, from elsewhere, or are something else needs no nginx.
         let nginx = find_program("nginx");
-        if options.node_names().any(|node| !options.later.contains(&node)) {
+        let is_nginx = |node: &String| options.web_server(node) == WebServer::Nginx;
+        if options.node_names().any(|node| !options.later.contains(&node) && is_nginx(&node)) {
             nginx_of(&nginx)?;
         }
         let other_user = rustix::process::geteuid().is_root() && !options.nodes_are_launchers;
@@ -274,31 +202,16 @@ impl Cluster {
         if name == DIRECTOR {
             let mut command = self.product.daemon("selvage-director");
             command.arg("--config").arg(config);
+            self.options.ask_for_log(&mut command);
             return Ok(if self.held.is_some() { with_socket(&command) } else { command });
         }
         if self.config.server(name).is_some() {
             let mut command = self.product.daemon("selvage-server");
             command.arg("--config").arg(config).args(["--name", name]);
+            self.options.ask_for_log(&mut command);
             return Ok(command);
         }
-        let at = self.options.node_names().position(|node| node == name);
-        let at = at.with_context(|| format!("the cluster has no member {name}"))?;
-        let nginx = files::Nginx {
-            name,
-            address: self.place.nodes[at],
-            workers: self.options.workers,
-            module: self.product.nginx_module(),
-            config,
-            run_dir: self.folder()?.path(),
-            user: self.user.as_ref(),
-        };
-        match self.agent_of(name) {
-            Some(agent) => nginx.write_to(agent)?,
-            None => nginx.write()?,
-        }
-        let mut command = Command::new(nginx_of(&self.nginx)?);
-        command.args(["-e", "stderr", "-p"]).arg(nginx.dir()).arg("-c").arg(nginx.dir().join("nginx.conf"));
-        Ok(command)
+        self.node_command(name)
     }
 
     /// Kills a member with SIGKILL, all its processes at once, and waits until they are gone.
@@ -340,6 +253,27 @@ impl Cluster {
     pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         self.process(name)?.signal(signal);
         Ok(())
+    }
+
+    /// Asks a member to read its configuration again; it goes on as it is, or anew, in its own time.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn reload(&self, name: &str) -> Result<()> {
+        self.process(name)?.signal_main(Signal::HUP);
+        Ok(())
+    }
+
+    /// Lets a member start its program anew and hand its sockets over, and waits until the old process has
+    /// ended.
+    ///
+    /// # Errors
+    /// It does not run, or does not do so in time.
+    pub fn upgrade(&mut self, name: &str) -> Result<()> {
+        let wait = UPGRADE_WAIT * self.options.patience;
+        let process = self.processes.get_mut(name).with_context(|| format!("{name} does not run"))?;
+        process.signal_main(Signal::USR2);
+        process.await_successor(wait)
     }
 
     /// A member's process.
@@ -460,8 +394,10 @@ impl Cluster {
     }
 
     fn polite_signal(&self, name: &str) -> Signal {
-        // nginx finishes its requests at SIGQUIT only.
-        if self.config.node(name).is_some() { Signal::QUIT } else { Signal::TERM }
+        match self.config.node(name) {
+            Some(_) => self.options.web_server(name).polite_signal(),
+            None => Signal::TERM,
+        }
     }
 
     /// Where browsers connect.

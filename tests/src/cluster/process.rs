@@ -2,11 +2,12 @@
 //! recognises it.
 
 use super::folder::Folder;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// A killed process is gone after this time, or something is wrong with the machine.
@@ -22,6 +23,8 @@ pub struct Process {
     pub log: PathBuf,
     child: Child,
     group: Pid,
+    /// The process that has taken the started one's place, if one has.
+    successor: Option<Pid>,
     record: PathBuf,
 }
 
@@ -57,7 +60,7 @@ impl Process {
         let record = folder.pid_record(name);
         let started = Stat::of(child.id()).map_or(0, |stat| stat.start_ticks);
         fs::write(&record, format!("{} {started}\n", child.id()))?;
-        Ok(Self { name: name.to_owned(), log, child, group, record })
+        Ok(Self { name: name.to_owned(), log, child, group, successor: None, record })
     }
 
     /// The pid of the process that was started; also the number of its group.
@@ -70,9 +73,44 @@ impl Process {
         pids_of_group(self.pid())
     }
 
-    /// How the started process ended, if it did.
-    pub fn ended(&mut self) -> Option<std::process::ExitStatus> {
-        self.child.try_wait().ok().flatten()
+    /// How the started process, or its successor, ended, if it did.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        let started = self.child.try_wait().ok().flatten()?;
+        let Some(successor) = self.successor else { return Some(started) };
+        // It is the launcher's child since its own parent, the started one, has ended.
+        let ended = rustix::process::waitpid(Some(successor), WaitOptions::NOHANG).ok().flatten();
+        ended.map(|(_, status)| ExitStatus::from_raw(status.as_raw()))
+    }
+
+    /// The process that stands for the member: the started one, or its successor.
+    pub fn main(&self) -> u32 {
+        self.successor.unwrap_or(self.group).as_raw_nonzero().get().cast_unsigned()
+    }
+
+    /// Waits until the process that stands for the member has ended and another one of its group, a child of
+    /// it, stands in its place.
+    ///
+    /// # Errors
+    /// That does not happen within the time.
+    pub fn await_successor(&mut self, wait: Duration) -> Result<()> {
+        let (old, deadline) = (self.main(), Instant::now() + wait);
+        let mut heir = None;
+        loop {
+            let of_old = |pid: &u32| Stat::of(*pid).is_some_and(|stat| stat.parent == old);
+            heir = heir.or_else(|| self.pids().into_iter().find(of_old));
+            if self.ended().is_some() {
+                let heir = heir.and_then(|pid| Pid::from_raw(pid.cast_signed()));
+                self.successor = Some(heir.with_context(|| format!("{} ended without a heir", self.name))?);
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "{} (process {old}) does not end for another", self.name);
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Sends a signal to the process that stands for the member.
+    pub fn signal_main(&self, signal: Signal) {
+        let _ = rustix::process::kill_process(self.successor.unwrap_or(self.group), signal);
     }
 
     /// Sends a signal to every process of the member.
@@ -87,7 +125,7 @@ impl Process {
     /// # Errors
     /// Even the kill did not end it.
     pub fn stop(mut self, signal: Signal, wait: Duration) -> Result<bool> {
-        let _ = rustix::process::kill_process(self.group, signal);
+        self.signal_main(signal);
         let deadline = Instant::now() + wait;
         while !self.reap() {
             if Instant::now() > deadline {
@@ -137,6 +175,7 @@ pub(super) struct Stat {
     pub(super) pid: u32,
     pub(super) state: char,
     pub(super) group: u32,
+    parent: u32,
     cpu_ticks: u64,
     start_ticks: u64,
 }
@@ -159,6 +198,7 @@ impl Stat {
             pid: before.split_once(' ')?.0.parse().ok()?,
             state: fields.first()?.chars().next()?,
             group: fields.get(2)?.parse().ok()?,
+            parent: fields.get(1)?.parse().ok()?,
             cpu_ticks: number(11)? + number(12)?,
             start_ticks: number(19)?,
         })

@@ -19,7 +19,7 @@ pub const WORKERS: usize = 6;
 /// Threads of each.
 pub const THREADS: usize = 2;
 const HEAD: usize = 64;
-const WORDS: usize = 11;
+const WORDS: usize = 13;
 /// Bits of a number; above them is the life of the record.
 const LIFE_SHIFT: u32 = 32;
 /// Bits of a record's life in the name of its page.
@@ -309,6 +309,28 @@ impl Record {
         self.words[5].store(life << LIFE_SHIFT, Ordering::SeqCst);
         self.words[9].store(0, Ordering::SeqCst);
         self.words[10].store(0, Ordering::SeqCst);
+        self.words[11].store(life << LIFE_SHIFT, Ordering::SeqCst);
+        self.words[12].store(life << LIFE_SHIFT, Ordering::SeqCst);
+    }
+
+    /// How often anybody tried to count in a life of the record, without the session's lock.
+    pub fn counts_sent(&self, life: u64) -> u64 {
+        number_of(&self.words[11], life)
+    }
+
+    /// Somebody tries to.
+    pub fn send_count(&self, life: u64) {
+        one_more(&self.words[11], life);
+    }
+
+    /// How often that was acked.
+    pub fn counts_acked(&self, life: u64) -> u64 {
+        number_of(&self.words[12], life)
+    }
+
+    /// It was.
+    pub fn ack_count(&self, life: u64) {
+        one_more(&self.words[12], life);
     }
 
     /// Before this time, Unix ms, it must not expire: every copy has acked it.
@@ -358,6 +380,12 @@ impl Record {
     pub fn found(&self) -> &AtomicU64 {
         &self.words[6]
     }
+}
+
+/// Adds to the number in a word, if the word is of that life.
+fn one_more(word: &AtomicU64, life: u64) {
+    let more = |word| (word >> LIFE_SHIFT == life).then_some(word + 1);
+    let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more);
 }
 
 /// The number in a word, if the word is of that life.

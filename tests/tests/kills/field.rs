@@ -23,7 +23,7 @@ pub const SOON: Duration = Duration::from_secs(30);
 pub const LONG: Duration = Duration::from_millis(2800);
 pub const NODES: usize = 2;
 const TABLES: &str = "[memory]\nsessions_max = 512\ncache_bytes = 8388608\nlease_bytes = 8388608\n\
-    \n[session]\narchive_bytes_max = 65536\nwait_ms = 1500\nidle_s = 12\n\n\
+    \n[session]\narchive_bytes_max = 65536\nwait_ms = 1500\nidle_s = 12\nregenerate_grace_ms = 200\n\n\
     [timing]\nheartbeat_ms = 25\nmandate_ms = 250\nsilence_ms = 400\n";
 
 pub struct Field {

@@ -5,9 +5,12 @@ use crate::worker::{Violation, Worker, number, unix_ms};
 use selvage_fabric::ident::{Cookie, Version};
 use selvage_fabric::node::{OpenMode, Opened, Session};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// A session that nobody has used for so long is over, s; the configuration says the same.
 pub const IDLE_S: u64 = 12;
+/// An id that was given up can be read for so long; the configuration says the same.
+pub const GRACE_MS: u64 = 200;
 /// Who waited for a session's lock before it was left alone, or was stopped at that, may lengthen its time
 /// so often.
 const EXTENSIONS: u64 = 3;
@@ -17,7 +20,8 @@ const LATER_MS: u64 = 2000;
 impl Worker<'_> {
     /// Gives a session a new id. The old one must be gone then, and what was acked is under the new one.
     pub fn renew(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
-        let Some(mut session) = self.open(record, mark, OpenMode::Exclusive)? else { return Ok(()) };
+        let mode = self.any_lock();
+        let Some(mut session) = self.open(record, mark, mode)? else { return Ok(()) };
         let renewed = Mark { state: State::Renewed, ..self.taken(mark) };
         if !record.pass(mark, renewed) {
             return Ok(());
@@ -42,15 +46,24 @@ impl Worker<'_> {
             self.unless_over(new.host, what)?;
         }
         record.set_cookie(&new);
-        self.is_gone(&old, &new)?;
+        self.is_gone(page, &old, &new)?;
         self.book.renewed().fetch_add(1, Ordering::Relaxed);
         record.pass(renewed, Mark { state: State::Live, turn: mark.turn + 1, ..renewed });
         Ok(())
     }
 
-    /// Nothing is under the old id.
-    fn is_gone(&self, old: &Cookie, new: &Cookie) -> Result<(), Violation> {
-        match self.node.open(old, OpenMode::ReadOnly) {
+    /// Nothing is under the old id, but for a moment what was there before, which nobody can change.
+    fn is_gone(&mut self, page: u64, old: &Cookie, new: &Cookie) -> Result<(), Violation> {
+        let until_ms = unix_ms() + GRACE_MS;
+        if self.below(8) == 0 {
+            std::thread::sleep(Duration::from_millis(GRACE_MS + 1));
+        }
+        let asked_ms = unix_ms();
+        match self.node.open(old, OpenMode::Exclusive) {
+            Ok(Opened::Session(session)) if session.is_read_only() && asked_ms <= until_ms => {
+                number(&session, page).map_err(|why| format!("session {}, of old: {why}", old.id))?;
+                Ok(())
+            }
             Ok(Opened::Session(session)) => {
                 let version = session.version();
                 drop(session);

@@ -8,7 +8,7 @@
 //! it.
 //!
 //! `SELVAGE_KILLS=5000 cargo test -p selvage-tests --test kills` makes it longer, `SELVAGE_SEED` repeats an
-//! order. With `SELVAGE_WITHOUT=9` all processes do without rule R9 (any of 1 to 15), to see whether the test
+//! order. With `SELVAGE_WITHOUT=9` all processes do without rule R9 (any of 1 to 16), to see whether the test
 //! notices: R2, R5, R9, R14 and R15 it does within a minute; R4, R7 and R13 need more luck than kills here
 //! bring.
 

@@ -135,6 +135,7 @@ impl Worker<'_> {
                 0 => self.destroy(record, mark)?,
                 1..10 => self.read(record, mark)?,
                 10 => self.renew(record, mark)?,
+                11..20 => self.add(record, mark)?,
                 _ => self.change(record, mark)?,
             },
         }
@@ -203,6 +204,7 @@ impl Worker<'_> {
     /// Opens a session that must be there. `None`: not here, or not now.
     pub fn open(&self, record: Record, mark: Mark, mode: OpenMode) -> Result<Option<Session>, Violation> {
         let (cookie, acked) = (record.cookie(), record.acked(mark.life));
+        let counts_acked = record.counts_acked(mark.life);
         let is_same = || record.mark() == mark;
         let here = self.node.incarnation();
         if !is_same() {
@@ -220,6 +222,14 @@ impl Worker<'_> {
                     drop(session);
                     let what = format!("{number}, but {acked} was acked and {sent} sent");
                     let what = format!("session {} says {what}, at {version} in {}", cookie.id, host.tag());
+                    return self.unless_over(host, what).map(|()| None);
+                }
+                let (counted, sent) = (counted(&session), record.counts_sent(mark.life));
+                if is_same() && (counted < counts_acked || counted > sent) {
+                    let host = session.cookie().host;
+                    drop(session);
+                    let what = format!("has counted {counted}, but {counts_acked} was acked and {sent} sent");
+                    let what = format!("session {} {what}, in {}", cookie.id, host.tag());
                     return self.unless_over(host, what).map(|()| None);
                 }
                 if session.cookie().host != cookie.host {
@@ -262,7 +272,30 @@ impl Worker<'_> {
     }
 
     fn read(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
-        self.open(record, mark, OpenMode::ReadOnly).map(drop)
+        let mode = if self.below(2) == 0 { OpenMode::ReadOnly } else { OpenMode::Unlocked };
+        self.open(record, mark, mode).map(drop)
+    }
+
+    /// The session's lock from the beginning, or only when it is needed.
+    pub fn any_lock(&mut self) -> OpenMode {
+        if self.below(3) == 0 { OpenMode::Unlocked } else { OpenMode::Exclusive }
+    }
+
+    /// Counts without the session's lock, beside those who change something else.
+    fn add(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
+        let Some(mut session) = self.open(record, mark, OpenMode::Unlocked)? else { return Ok(()) };
+        record.send_count(mark.life);
+        match session.incr("count", 1).and_then(|_| session.commit(Ack::All)) {
+            Ok(committed) => {
+                if u64::from(committed.copies) >= self.book.copies_that_count().load(Ordering::SeqCst).max(1)
+                {
+                    record.ack_count(mark.life);
+                    self.book.acks().fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Err(error) => self.failed(&error),
+        }
+        Ok(())
     }
 
     fn change(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
@@ -283,7 +316,8 @@ impl Worker<'_> {
     }
 
     fn destroy(&mut self, record: Record, mark: Mark) -> Result<(), Violation> {
-        let Some(session) = self.open(record, mark, OpenMode::Exclusive)? else { return Ok(()) };
+        let mode = self.any_lock();
+        let Some(session) = self.open(record, mark, mode)? else { return Ok(()) };
         let taken = self.taken(mark);
         if !record.pass(mark, taken) {
             return Ok(());
@@ -369,6 +403,8 @@ impl Worker<'_> {
             let id = question.id;
             let Some(here) = self.node.incarnation() else { continue };
             let settled = match self.node.open(&Cookie { id, host: here }, OpenMode::Exclusive) {
+                // It has another id by now, which is known.
+                Ok(Opened::Session(session)) if session.is_read_only() => Ok(Stage::Free),
                 Ok(Opened::Session(session)) => {
                     let page = page(&session);
                     if !page.is_some_and(|page| self.book.may_be_orphan(page)) {
@@ -472,6 +508,14 @@ pub fn number(session: &Session, wanted: u64) -> Result<u64, Violation> {
     match page(session) {
         Some(page) if page == wanted => Ok(number),
         other => Err(format!("it is of page {other:x?} instead of {wanted:x}")),
+    }
+}
+
+/// How often was counted in a session.
+fn counted(session: &Session) -> u64 {
+    match session.get("count") {
+        Some(ValueRef::I64(counted)) => counted.cast_unsigned(),
+        _ => 0,
     }
 }
 

@@ -52,17 +52,19 @@ fn browse(_pid: Pid, mut random: Random) {
             let most = (world.swarm.sessions_max as usize - 2).min(world.swarm.sessions);
             (most, world.swarm.changes)
         });
+        let unlocked = random.below(100) < world(|world| world.swarm.unlocked);
+        let mode = if unlocked { OpenMode::Unlocked } else { OpenMode::Exclusive };
         let at = random.below(cookies.max(1) as u64) as usize;
         let cookie = COOKIES.with_borrow(|cookies| cookies.get(at).copied());
         let create = cookie.is_none() || (cookies < most && random.chance(150));
         let change = random.below(100) < changes;
         let request = match random.below(50) {
             _ if create => Request::Create { value: next_value() },
-            _ if change => Request::Change { value: next_value() },
+            _ if change => Request::Change { value: next_value(), mode },
             0..20 => Request::Read { mode: OpenMode::ReadOnly },
-            20..38 => Request::Read { mode: OpenMode::Exclusive },
-            38..44 => Request::Destroy,
-            _ => Request::Regenerate,
+            20..38 => Request::Read { mode },
+            38..44 => Request::Destroy { mode },
+            _ => Request::Regenerate { mode },
         };
         ask(&request, cookie.filter(|_| !create));
     }
@@ -78,9 +80,10 @@ pub fn ask(request: &Request, cookie: Option<Cookie>) -> bool {
         Request::Create { .. } => "create",
         Request::Read { mode: OpenMode::ReadOnly } => "read",
         Request::Read { .. } => "open",
+        Request::Change { mode: OpenMode::Unlocked, .. } => "change without the lock",
         Request::Change { .. } => "change",
-        Request::Destroy => "destroy",
-        Request::Regenerate => "regenerate",
+        Request::Destroy { .. } => "destroy",
+        Request::Regenerate { .. } => "regenerate",
     };
     let who = cookie.map_or_else(|| "-".into(), |cookie| crate::request::short(cookie.id));
     world(|world| world.trace(format!("{name} {who} {request:?}: {answer:?}")));
@@ -99,7 +102,9 @@ pub fn ask(request: &Request, cookie: Option<Cookie>) -> bool {
                         world.fail("one owner", &what);
                     }
                 }
-                if let (Some(cookie), Request::Destroy | Request::Regenerate) = (cookie, request) {
+                if let (Some(cookie), Request::Destroy { .. } | Request::Regenerate { .. }) =
+                    (cookie, request)
+                {
                     world.history.gone(cookie.id);
                 }
                 world.look_at_history();

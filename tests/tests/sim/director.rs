@@ -7,7 +7,7 @@ use crate::node::{self, Reply, Request};
 use crate::schedule::{self, MS, Pid, S, Time};
 use crate::server;
 use crate::world::{World, cover, world};
-use selvage_director::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Settings, Ticket};
+use selvage_director::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Out, Settings, Ticket};
 use selvage_director::limits;
 use selvage_director::proxy::routes::{Choice, Routes};
 use selvage_fabric::control::message::{FromServer, Refusal, Role, ToDirector};
@@ -26,7 +26,7 @@ pub struct Director {
     pub life: Option<Life>,
     /// The files that outlast its process.
     term_last: u32,
-    drained: Vec<String>,
+    drained: Vec<(String, Out)>,
     kept: Option<View>,
     boots: u32,
     /// The newest view that any life has published.
@@ -244,6 +244,12 @@ fn carry_out(effect: Effect) {
             });
             world.trace(format!("drain {}: {outcome:?}", ticket.0));
         }),
+        Effect::ErrandAnswer { ticket, answer } => {
+            world(|world| world.trace(format!("errand {}: {answer:?}", ticket.0)));
+        }
+        Effect::DoomAnswer { ticket, outcome } => {
+            world(|world| world.trace(format!("doom {}: {outcome:?}", ticket.0)));
+        }
         Effect::Drained(names) => world(|world| world.director.drained = names),
         Effect::Keep(view) => world(|world| world.director.kept = Some((*view).clone())),
         Effect::Log(text) => world(|world| {

@@ -38,6 +38,8 @@ struct Session {
     /// Somebody tries to end it: it may be gone.
     ending: bool,
     gone: Option<Time>,
+    /// What can still be read of it for a moment, because it has another id.
+    grace: Option<Value>,
     /// The last expiry that a browser was told, Unix ms.
     expiry_ms: u64,
     /// The expiry in the last acked cell of each lease.
@@ -46,6 +48,9 @@ struct Session {
 
 struct Commit {
     value: Value,
+    /// How many changes the session has seen with this one: each adds one to what was there when it had the
+    /// lock.
+    sum: i64,
     host: Incarnation,
     /// When it ended well at its host.
     done: Option<Time>,
@@ -130,9 +135,25 @@ impl History {
     }
 
     /// A commit begins.
-    pub fn began(&mut self, id: SessionId, _before: Option<Value>, value: Value, host: Incarnation) {
+    pub fn began(&mut self, id: SessionId, sum: i64, value: Value, host: Incarnation) {
         self.commits += 1;
-        self.sessions.entry(id).or_default().commits.push(Commit { value, host, done: None });
+        self.sessions.entry(id).or_default().commits.push(Commit { value, sum, host, done: None });
+    }
+
+    /// The sum that belongs to a value.
+    pub fn sum(&self, id: SessionId, value: Option<Value>) -> i64 {
+        let commits = self.sessions.get(&id).map_or(&[][..], |session| &session.commits);
+        commits.iter().find(|commit| Some(commit.value) == value).map_or(0, |commit| commit.sum)
+    }
+
+    /// Somebody finds this value and this sum: no change may be missing, and none may count twice.
+    pub fn counted(&mut self, id: SessionId, value: Value, sum: i64) {
+        self.checks += 1;
+        let expected = self.sum(id, Some(value));
+        if sum != expected {
+            let what = format!("session {} with value {} has sum {sum}, not {expected}", short(id), value.0);
+            self.fail("no update is lost", what);
+        }
     }
 
     /// It ended well.
@@ -236,6 +257,11 @@ impl History {
         self.sessions.entry(id).or_default().ending = true;
     }
 
+    /// A session is about to get another id, and can be read under this one for a moment.
+    pub fn graced(&mut self, id: SessionId, value: Value) {
+        self.sessions.entry(id).or_default().grace = Some(value);
+    }
+
     /// A browser was told that it is gone.
     pub fn gone(&mut self, id: SessionId) {
         let session = self.sessions.entry(id).or_default();
@@ -295,7 +321,7 @@ impl History {
     pub fn observed(&mut self, id: SessionId, value: Value, began: Time) {
         self.checks += 1;
         let Some(session) = self.sessions.get(&id) else { return };
-        if session.gone.is_some_and(|gone| gone <= began) {
+        if session.gone.is_some_and(|gone| gone <= began) && session.grace != Some(value) {
             let what = format!("session {} came back with value {}", short(id), value.0);
             return self.fail("gone is gone", what);
         }

@@ -174,7 +174,13 @@ fn fewer_workers(swarm: &mut Swarm) {
     (swarm.faults, swarm.fault_every) = (faults(&["worker removed or added"]), 250 * MS);
 }
 
-const RULES: [(Rule, Favour); 15] = [
+/// Many requests at once to few sessions, and most of them without the lock.
+fn crowds(swarm: &mut Swarm) {
+    (swarm.sessions, swarm.browsers, swarm.unlocked, swarm.changes) = (3, 6, 80, 80);
+    (swarm.think, swarm.pause_between) = (50 * MS, 10 * MS);
+}
+
+const RULES: [(Rule, Favour); 16] = [
     (Rule::R1Claim, deaths),
     (Rule::R2SealByView, zombies),
     (Rule::R3Incarnation, zombies),
@@ -190,6 +196,7 @@ const RULES: [(Rule, Favour); 15] = [
     (Rule::R13Touch, readers),
     (Rule::R14Expiry, short_lives),
     (Rule::R15Regenerate, any),
+    (Rule::R16Merge, crowds),
 ];
 
 const OTHERS: [(Broken, Favour); 21] = [

@@ -16,7 +16,7 @@ use selvage_fabric::control::message::{
 use selvage_fabric::control::stream::{Stream, refusal_error};
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use selvage_fabric::ident::Incarnation;
-use selvage_fabric::node::inside::{self, Clock, Counter, Lifeline, LinkState, OpenedLink, Servers};
+use selvage_fabric::node::inside::{self, Clock, Lifeline, LinkState, OpenedLink, Servers};
 use selvage_fabric::node::steward::{Effect, Event, Steward, StewardTiming};
 use selvage_fabric::transport::Region;
 use selvage_fabric::view::{ServerEntry, View};
@@ -26,7 +26,6 @@ use std::io::Read;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, MutexGuard};
 use std::time::Duration;
 
@@ -470,8 +469,7 @@ impl<'a> Agent<'a> {
             cover("state: repaired after a dead process");
             self.handle(Event::Unprotected);
         }
-        let counter = self.host.cache.counter(Counter::Unprotected as usize);
-        let unprotected = counter.load(Ordering::Relaxed);
+        let unprotected = self.host.cache.unprotected();
         if unprotected != self.unprotected_seen {
             self.unprotected_seen = unprotected;
             self.handle(Event::Unprotected);
@@ -563,6 +561,13 @@ impl<'a> Agent<'a> {
                     let (epoch, complete) =
                         adopted.map_or((epoch, false), |adopted| (adopted.epoch, adopted.complete));
                     note(index, pid, Note::Event(Event::AdoptionEnded { dead, epoch, complete }));
+                });
+            }
+            Effect::Errand { number, errand, within_ms } => {
+                schedule::spawn(pid, move || {
+                    let within = Duration::from_millis(within_ms.into());
+                    let outcome = inside::errand(&host, &errand, within);
+                    note(index, pid, Note::Event(Event::ErrandEnded { number, outcome }));
                 });
             }
             Effect::End { drained } => {

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 pub enum Request {
     Create { value: Value },
     Read { mode: OpenMode },
-    Change { value: Value },
-    Destroy,
-    Regenerate,
+    Change { value: Value, mode: OpenMode },
+    Destroy { mode: OpenMode },
+    Regenerate { mode: OpenMode },
 }
 
 /// What a node answers.
@@ -53,7 +53,7 @@ pub enum Sent {
 impl Request {
     /// What may be done twice is sent again.
     pub fn is_repeatable(&self) -> bool {
-        matches!(self, Self::Read { .. } | Self::Destroy)
+        matches!(self, Self::Read { .. } | Self::Destroy { .. })
     }
 }
 
@@ -139,9 +139,9 @@ fn serve(index: usize, pid: Pid, request: &Request, cookie: Option<Cookie>) -> R
         (Request::Create { value }, _) => create(&host, *value),
         (_, None) => return Reply::Missing,
         (Request::Read { mode }, Some(cookie)) => read(&host, &cookie, *mode),
-        (Request::Change { value }, Some(cookie)) => change(&host, &cookie, *value),
-        (Request::Destroy, Some(cookie)) => destroy(&host, &cookie),
-        (Request::Regenerate, Some(cookie)) => regenerate(&host, &cookie),
+        (Request::Change { value, mode }, Some(cookie)) => change(&host, &cookie, *value, *mode),
+        (Request::Destroy { mode }, Some(cookie)) => destroy(&host, &cookie, *mode),
+        (Request::Regenerate { mode }, Some(cookie)) => regenerate(&host, &cookie, *mode),
     };
     if was_over {
         let done = matches!(served, Ok(Reply::Done { .. }));
@@ -166,14 +166,20 @@ fn is_over(done: bool, what: &str) {
 fn create(host: &Arc<inside::Host>, value: Value) -> Result<Reply, Error> {
     let mut session = inside::create(host, None)?;
     write(&mut session, value)?;
-    let copies = commit(host, &mut session, None, value)?;
+    let copies = commit(host, &mut session, value)?;
     Ok(done(&session, None, copies))
+}
+
+/// How often who waits for a lock looks.
+const LOOK: Duration = Duration::from_millis(1);
+
+fn deadline(host: &inside::Host) -> Instant {
+    Instant::now() + Duration::from_millis(host.config.session.wait_ms)
 }
 
 /// Opens a session, or says why there is nothing to open.
 fn open(host: &Arc<inside::Host>, cookie: &Cookie, mode: OpenMode) -> Result<Result<Handle, Reply>, Error> {
-    let deadline = Instant::now() + Duration::from_millis(host.config.session.wait_ms);
-    Ok(match inside::open(host, cookie, mode, deadline, Duration::from_millis(1))? {
+    Ok(match inside::open(host, cookie, mode, deadline(host), LOOK)? {
         Found::Session(session) => Ok(session),
         Found::Missing => Err(Reply::Missing),
         Found::Elsewhere(node) => Err(Reply::Elsewhere(node)),
@@ -198,41 +204,55 @@ fn read(host: &Arc<inside::Host>, cookie: &Cookie, mode: OpenMode) -> Result<Rep
     Ok(reply)
 }
 
-fn change(host: &Arc<inside::Host>, cookie: &Cookie, value: Value) -> Result<Reply, Error> {
-    let mut session = match open(host, cookie, OpenMode::Exclusive)? {
+fn change(host: &Arc<inside::Host>, cookie: &Cookie, value: Value, mode: OpenMode) -> Result<Reply, Error> {
+    let mut session = match open(host, cookie, mode)? {
         Ok(session) => session,
         Err(reply) => return Ok(reply),
     };
     let found = value_of(&session);
     think();
     write(&mut session, value)?;
-    let copies = commit(host, &mut session, found, value)?;
+    session.lock(deadline(host), LOOK)?;
+    if committed_value(&session) != found {
+        cover("state: merged into a newer version");
+    }
+    let copies = commit(host, &mut session, value)?;
     Ok(done(&session, found, copies))
 }
 
-fn destroy(host: &Arc<inside::Host>, cookie: &Cookie) -> Result<Reply, Error> {
-    let session = match open(host, cookie, OpenMode::Exclusive)? {
+fn destroy(host: &Arc<inside::Host>, cookie: &Cookie, mode: OpenMode) -> Result<Reply, Error> {
+    let mut session = match open(host, cookie, mode)? {
         Ok(session) => session,
         Err(reply) => return Ok(reply),
     };
-    let (found, expiry_ms) = (value_of(&session), session.expiry_ms());
+    let found = value_of(&session);
+    session.lock(deadline(host), LOOK)?;
+    let expiry_ms = session.expiry_ms();
     world(|world| world.history.ending(session.id()));
     session.destroy()?;
     Ok(Reply::Done { found, cookie: None, expiry_ms, copies: 0 })
 }
 
-fn regenerate(host: &Arc<inside::Host>, cookie: &Cookie) -> Result<Reply, Error> {
-    let mut session = match open(host, cookie, OpenMode::Exclusive)? {
+fn regenerate(host: &Arc<inside::Host>, cookie: &Cookie, mode: OpenMode) -> Result<Reply, Error> {
+    let mut session = match open(host, cookie, mode)? {
         Ok(session) => session,
         Err(reply) => return Ok(reply),
     };
     let found = value_of(&session);
+    session.lock(deadline(host), LOOK)?;
     let old = session.id();
-    world(|world| world.history.ending(old));
+    let carried = committed_value(&session);
+    world(|world| {
+        world.history.ending(old);
+        if let Some(value) = carried.filter(|_| world.swarm.grace_ms > 0) {
+            world.history.graced(old, value);
+        }
+    });
     session.regenerate()?;
-    if let Some(value) = found {
+    if let Some(value) = carried {
         world(|world| {
-            world.history.began(session.id(), None, value, host.incarnation());
+            let sum = world.history.sum(old, Some(value));
+            world.history.began(session.id(), sum, value, host.incarnation());
             world.history.committed(session.id(), value, session.version());
         });
     }
@@ -245,14 +265,13 @@ fn think() {
     schedule::sleep(time);
 }
 
-fn commit(
-    host: &Arc<inside::Host>,
-    session: &mut Handle,
-    before: Option<Value>,
-    value: Value,
-) -> Result<u32, Error> {
-    let id = session.id();
-    world(|world| world.history.began(id, before, value, host.incarnation()));
+/// Commits a session whose lock is held.
+fn commit(host: &Arc<inside::Host>, session: &mut Handle, value: Value) -> Result<u32, Error> {
+    let (id, before) = (session.id(), committed_value(session));
+    world(|world| {
+        let sum = world.history.sum(id, before) + 1;
+        world.history.began(id, sum, value, host.incarnation());
+    });
     let was_over = host.cache.is_poisoned();
     let committed = session.commit(Ack::All);
     if was_over {
@@ -272,8 +291,10 @@ fn commit(
     Ok(committed.copies)
 }
 
+/// Writes a value, and counts it.
 fn write(session: &mut Handle, value: Value) -> Result<(), Error> {
     session.set("n", archive::Value::I64(value.0 as i64))?;
+    session.incr("sum", 1)?;
     session.set("blob", archive::Value::Bytes(blob(value)))
 }
 
@@ -285,7 +306,15 @@ fn blob(value: Value) -> Vec<u8> {
     history::blob(value, world(|world| world.swarm.blob_bytes))
 }
 
-/// The session's value; whoever reads a mix finds it out here.
+/// The value of the version that a handle goes by.
+fn committed_value(session: &Handle) -> Option<Value> {
+    match session.committed("n") {
+        Some(ValueRef::I64(number)) => Some(Value(number as u64)),
+        _ => None,
+    }
+}
+
+/// The session's value; whoever reads a mix, or a sum in which a change is missing, finds it out here.
 fn value_of(session: &Handle) -> Option<Value> {
     let Some(ValueRef::I64(number)) = session.get("n") else {
         world(|world| world.fail("whole versions", &format!("session {} has no value", session.id())));
@@ -293,7 +322,14 @@ fn value_of(session: &Handle) -> Option<Value> {
     };
     let value = Value(number as u64);
     match session.get("blob") {
-        Some(ValueRef::Bytes(bytes)) if bytes == blob(value) => Some(value),
+        Some(ValueRef::Bytes(bytes)) if bytes == blob(value) => {
+            let sum = match session.get("sum") {
+                Some(ValueRef::I64(sum)) => sum,
+                _ => 0,
+            };
+            world(|world| world.history.counted(session.id(), value, sum));
+            Some(value)
+        }
         _ => {
             let what = format!("session {} mixes versions: its value is {}", session.id(), value.0);
             world(|world| world.fail("whole versions", &what));

@@ -196,8 +196,9 @@ fn run_all(seeds: &[u64], go_on: bool) -> Vec<Outcome> {
 }
 
 /// What a run of many seeds must have reached, beside every kind of fault.
-const REQUIRED: [&str; 44] = [
+const REQUIRED: [&str; 46] = [
     "answered: change",
+    "answered: change without the lock",
     "answered: create",
     "answered: destroy",
     "answered: missing",
@@ -229,6 +230,7 @@ const REQUIRED: [&str; 44] = [
     "state: elsewhere",
     "state: incarnation ended by the director",
     "state: lease sealed",
+    "state: merged into a newer version",
     "state: node drained",
     "state: process joined a living incarnation",
     "state: push found the seal",

@@ -53,6 +53,10 @@ pub struct Swarm {
     pub sessions: usize,
     /// Of requests to a session, how many change it, in a hundred.
     pub changes: u64,
+    /// Of requests that could do without the lock, how many open the session unlocked, in a hundred.
+    pub unlocked: u64,
+    /// How long an id that was given up can be read, ms.
+    pub grace_ms: u64,
     /// Of faults, how many come in twos, at the same time.
     pub twin_per_mille: u64,
     /// One server is added later.
@@ -97,6 +101,8 @@ impl Swarm {
             lease_bytes: 5 << 20,
             sessions: 24,
             changes: if random.chance(250) { random.between(3, 20) } else { 50 },
+            unlocked: if random.chance(300) { 80 } else { random.between(0, 40) },
+            grace_ms: if random.chance(300) { random.between(100, 3000) } else { 0 },
             twin_per_mille: if random.chance(300) { 300 } else { 0 },
             late_server: random.chance(100),
             quiet: random.chance(200),
@@ -205,10 +211,12 @@ fn config(swarm: &Swarm) -> Config {
     let mut text = format!(
         "[cluster]\nname = \"sim\"\nrun_dir = \"/nowhere\"\ncopies = {}\ncookie_keys = [\"{}\"]\n[director]\n\
          [session]\narchive_bytes_max = 65536\nwait_ms = 2000\nidle_s = {}\n\
+         regenerate_grace_ms = {}\n\
          [memory]\nsessions_max = {}\ncache_bytes = {}\nlease_bytes = {}\n",
         swarm.copies,
         "ab".repeat(32),
         swarm.idle_s,
+        swarm.grace_ms,
         swarm.sessions_max,
         swarm.lease_bytes,
         swarm.lease_bytes

@@ -7,15 +7,21 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use selvage_fabric::config::Config;
+
+/// Timing with which nobody is declared dead soon.
+const PATIENT: &str = "[timing]\nheartbeat_ms = 500\nmandate_ms = 10000\nsilence_ms = 20000\n";
 
 /// A running cluster.
 pub struct Cluster {
     dir: tempfile::TempDir,
     config: Config,
     processes: Vec<Child>,
+    /// Groups of daemons, which nobody is the parent of.
+    groups: Vec<u32>,
 }
 
 /// The folder of the daemons: `SELVAGE_BIN_DIR`, or else built now, beside this test.
@@ -41,23 +47,38 @@ fn daemons() -> PathBuf {
         .clone()
 }
 
+/// An address that nobody has: below the ports that the kernel gives to connections, of which tests that run
+/// beside this one make thousands, and far from those of other processes.
 fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").to_string()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = std::process::id().wrapping_mul(61) % 20_000;
+    loop {
+        let offset = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = 12_000 + (own + offset) % 20_000;
+        let address = format!("127.0.0.1:{port}");
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+    }
 }
 
 impl Cluster {
     /// Starts one and waits until its director can be reached.
     pub fn start() -> Self {
-        Self::start_with("")
+        Self::start_with("", "")
+    }
+
+    /// A patient one with more keys in the section `[session]` of the configuration.
+    pub fn start_sessions(keys: &str) -> Self {
+        Self::start_with(keys, PATIENT)
     }
 
     /// The same for programs that run many times slower than they should: nobody is declared dead soon.
     pub fn start_patient() -> Self {
-        Self::start_with("[timing]\nheartbeat_ms = 500\nmandate_ms = 10000\nsilence_ms = 20000\n")
+        Self::start_with("", PATIENT)
     }
 
-    fn start_with(more: &str) -> Self {
+    fn start_with(session: &str, more: &str) -> Self {
         let dir = super::scratch();
         let run_dir = dir.path().join("run");
         std::fs::create_dir(&run_dir).expect("the run folder");
@@ -65,7 +86,7 @@ impl Cluster {
         let text = format!(
             "[cluster]\nname = \"ffi\"\nrun_dir = \"{run_dir}\"\ncookie_keys = [\"{key}\"]\n\
              [director]\nlisten = \"{}\"\nadmin_listen = \"{}\"\n\
-             [session]\narchive_bytes_max = 262144\n\
+             [session]\narchive_bytes_max = 262144\n{session}\n\
              [memory]\nsessions_max = 4096\ncache_bytes = 16777216\nlease_bytes = 16777216\n\
              {more}[[server]]\nname = \"s1\"\n[[server]]\nname = \"s2\"\n\
              [[node]]\nname = \"n1\"\naddress = \"{}\"\n[[node]]\nname = \"n2\"\naddress = \"{}\"\n",
@@ -78,7 +99,7 @@ impl Cluster {
         );
         std::fs::write(&path, text).expect("the configuration");
         let config = Config::load(&path).expect("a good configuration");
-        let mut cluster = Self { dir, config, processes: Vec::new() };
+        let mut cluster = Self { dir, config, processes: Vec::new(), groups: Vec::new() };
         for server in ["s1", "s2"] {
             cluster.run(&format!("server-{server}"), "selvage-server", &["--name", server]);
         }
@@ -96,6 +117,11 @@ impl Cluster {
         self.config.node(node).expect("a node of the configuration").address
     }
 
+    /// Where browsers come in.
+    pub fn director(&self) -> SocketAddr {
+        self.config.director.listen
+    }
+
     /// The folder of everything.
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -104,6 +130,11 @@ impl Cluster {
     /// Gives a process that leads a group of its own to the cluster, to be ended with it.
     pub fn keep(&mut self, process: Child) {
         self.processes.push(process);
+    }
+
+    /// Gives a daemon that leads a group to the cluster, to be ended with it.
+    pub fn keep_group(&mut self, leader: u32) {
+        self.groups.push(leader);
     }
 
     /// The process that was given last.
@@ -171,9 +202,13 @@ impl Drop for Cluster {
         }
         // The last started first: web servers, then the director, then the session servers. Each leads a
         // group of its own, so that the workers of an nginx end with it.
-        for child in self.processes.iter_mut().rev() {
-            let group = format!("-{}", child.id());
+        let end = |group: u32| {
+            let group = format!("-{group}");
             let _ = Command::new("kill").args(["-9", "--", &group]).stderr(Stdio::null()).status();
+        };
+        self.groups.iter().copied().for_each(end);
+        for child in self.processes.iter_mut().rev() {
+            end(child.id());
             let _ = child.kill();
             let _ = child.wait();
         }

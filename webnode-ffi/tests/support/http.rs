@@ -1,11 +1,10 @@
 //! A small HTTP/1.1 client that keeps one connection, so that tests see exactly what the module sends.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 /// One answer.
-#[derive(Debug)]
 pub struct Answer {
     pub status: u16,
     pub headers: Vec<(String, String)>,
@@ -17,6 +16,14 @@ pub struct Browser {
     stream: BufReader<TcpStream>,
     address: SocketAddr,
     pub cookie: Option<String>,
+}
+
+impl std::fmt::Debug for Answer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let start = &self.body[..self.body.len().min(200)];
+        write!(f, "{} {:?} {} bytes: ", self.status, self.headers, self.body.len())?;
+        write!(f, "{:?}", String::from_utf8_lossy(start))
+    }
 }
 
 impl Answer {
@@ -74,6 +81,28 @@ impl Browser {
         self.send("GET", path, None)
     }
 
+    /// Whether nothing comes for so long.
+    pub fn is_silent(&mut self, time: Duration) -> bool {
+        if !self.stream.buffer().is_empty() {
+            return false;
+        }
+        self.stream.get_mut().set_read_timeout(Some(time)).expect("a time limit");
+        let silent = match self.stream.get_mut().peek(&mut [0]) {
+            Ok(bytes) => {
+                assert!(bytes > 0, "the connection was closed");
+                false
+            }
+            Err(error) => {
+                // Who is stopped and goes on finds its wait interrupted.
+                let late = [ErrorKind::WouldBlock, ErrorKind::TimedOut, ErrorKind::Interrupted];
+                assert!(late.contains(&error.kind()), "{error}");
+                true
+            }
+        };
+        self.stream.get_mut().set_read_timeout(Some(Duration::from_secs(20))).expect("a time limit");
+        silent
+    }
+
     /// Asks on new connections until one is answered: a worker that was killed may have taken some with it.
     pub fn until_answered(&self, path: &str) -> Answer {
         let end = Instant::now() + Duration::from_secs(10);
@@ -104,15 +133,39 @@ impl Browser {
             headers.push((name.to_owned(), value.to_owned()));
         }
         let mut answer = Answer { status, headers, body: Vec::new() };
-        let length = answer.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
         if !without_body {
-            answer.body.resize(length, 0);
-            self.stream.read_exact(&mut answer.body).expect("the body");
+            if answer.header("transfer-encoding") == Some("chunked") {
+                answer.body = self.chunks();
+            } else {
+                let length = answer.header("content-length").and_then(|length| length.parse().ok());
+                answer.body.resize(length.unwrap_or(0), 0);
+                self.stream.read_exact(&mut answer.body).expect("the body");
+            }
         }
         if let Some(set) = answer.header("set-cookie") {
             let value = set.split(';').next().unwrap_or_default();
             self.cookie = (!value.ends_with('=')).then(|| value.to_owned());
         }
+        if answer.header("connection") == Some("close") {
+            *self = self.go_to(self.address);
+        }
         answer
+    }
+
+    /// Reads a chunked body.
+    fn chunks(&mut self) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.stream.read_line(&mut line).expect("a chunk's size");
+            let size = usize::from_str_radix(line.trim(), 16).expect("a chunk's size");
+            let start = body.len();
+            body.resize(start + size + 2, 0);
+            self.stream.read_exact(&mut body[start..]).expect("a chunk");
+            body.truncate(start + size);
+            if size == 0 {
+                return body;
+            }
+        }
     }
 }

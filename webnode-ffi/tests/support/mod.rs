@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod cluster;
+pub mod compile;
 pub mod http;
 pub mod probe;
 

@@ -64,7 +64,10 @@ fn expressions() -> Vec<(String, u64)> {
         structure!(lines, selvage_commit { copies, shortfall, version_epoch, reserved, version_counter });
     }
     {
-        structure!(lines, selvage_completion { user_data, session, status, operation, commit, elsewhere });
+        structure!(
+            lines,
+            selvage_completion { user_data, session, status, operation, commit, elsewhere, count }
+        );
     }
     {
         structure!(
@@ -87,7 +90,7 @@ fn expressions() -> Vec<(String, u64)> {
     {
         structure!(lines, selvage_value { kind, truth, reserved, integer, number, bytes, bytes_len });
     }
-    constants!(lines, SELVAGE_OPEN_EXCLUSIVE, SELVAGE_OPEN_READ_ONLY);
+    constants!(lines, SELVAGE_OPEN_EXCLUSIVE, SELVAGE_OPEN_READ_ONLY, SELVAGE_OPEN_UNLOCKED);
     constants!(
         lines,
         SELVAGE_TYPE_BYTES,
@@ -99,6 +102,7 @@ fn expressions() -> Vec<(String, u64)> {
     constants!(lines, SELVAGE_ACK_ALL, SELVAGE_ACK_ONE, SELVAGE_ACK_NONE);
     constants!(lines, SELVAGE_OPERATION_OPEN, SELVAGE_OPERATION_CREATE, SELVAGE_OPERATION_COMMIT);
     constants!(lines, SELVAGE_OPERATION_DESTROY, SELVAGE_OPERATION_REGENERATE);
+    constants!(lines, SELVAGE_OPERATION_DESTROY_OWNER);
     constants!(lines, SELVAGE_SHORT_NOT, SELVAGE_SHORT_NO_MANDATE, SELVAGE_SHORT_SERVERS);
     constants!(lines, SELVAGE_SHORT_LEASE_FULL, SELVAGE_SHORT_NOT_AWAITED);
     statuses!(

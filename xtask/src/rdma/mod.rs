@@ -12,7 +12,7 @@ pub mod test;
 use crate::guest::{End, Ground, Site, Work};
 use anyhow::{Context, Result, ensure};
 use pair::Pair;
-use selvage_tests::product::workspace_root;
+use selvage_tests::product::cargo;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -94,7 +94,7 @@ fn here(work: &Work, limit: Duration, variables: &[(&str, String)]) -> Result<En
     if work.directory.is_dir() {
         command.current_dir(&work.directory);
     }
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut child = command.stdout(Stdio::piped()).spawn()?;
     let mut stdout = String::new();
     for line in BufReader::new(child.stdout.take().context("no pipe")?).lines() {
         let line = line?;
@@ -113,10 +113,9 @@ fn here(work: &Work, limit: Duration, variables: &[(&str, String)]) -> Result<En
 /// # Errors
 /// It does not build, or nothing came of it.
 fn build(arguments: &[&str]) -> Result<Vec<PathBuf>> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(workspace_root()).args(arguments).arg("--message-format=json-render-diagnostics");
-    let mut child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let mut command = cargo();
+    command.args(arguments).arg("--message-format=json-render-diagnostics");
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let lines = BufReader::new(child.stdout.take().context("no pipe")?).lines();
     let built: Vec<PathBuf> = lines.map_while(Result::ok).filter_map(|line| executable(&line)).collect();
     let status = child.wait()?;

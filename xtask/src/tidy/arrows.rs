@@ -28,10 +28,12 @@ const CRATES: [(&str, &str, &[&str]); 7] = [
 const LAYERS: [&str; 6] = ["node", "cache", "transport", "control", "lease", "archive"];
 
 /// Modules that every layer may use, and what each of them may use itself.
-const BASE: [(&str, &[&str]); 9] = [
+const BASE: [(&str, &[&str]); 11] = [
     ("kill", &[]),
     ("limits", &[]),
     ("error", &[]),
+    ("log", &["error"]),
+    ("numbers", &["error"]),
     ("rules", &[]),
     ("ident", &["error", "limits"]),
     ("sync", &["error", "limits", "rules"]),

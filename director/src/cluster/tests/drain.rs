@@ -51,7 +51,7 @@ fn a_drain_holds_hands_over_and_keeps_out() {
     world.advance(100);
     assert_eq!(world.outcomes[&ticket], DrainOutcome::HandedOver);
     assert_eq!(world.cluster.status().nodes[0].state, "drained");
-    assert_eq!(world.drained, ["n1"]);
+    assert_eq!(world.drained, [("n1".to_owned(), Out::Drained)]);
 
     // It stays out until it is undrained.
     let link = world.open("n1", Incarnation::NONE);
@@ -101,6 +101,18 @@ fn a_drain_that_does_not_get_on_is_given_up_before_held_requests_fail() {
     assert!(why(&world, ticket).contains("in time"));
     assert!(world.held().is_empty());
     assert_eq!(world.view().node(life).unwrap().state, NodeState::Up);
+}
+
+#[test]
+fn a_shorter_hold_counts_for_the_next_drain() {
+    let mut world = World::up(&["n1", "n2"], &["s1"]);
+    world.step(Event::Hold { hold: Duration::from_secs(1) });
+    let ticket = ask(&mut world, "n1", 1);
+    world.advance(400);
+    assert!(!world.held().is_empty() && !world.outcomes.contains_key(&ticket));
+    world.advance(300);
+    assert!(world.held().is_empty(), "half of it is over: requests that wait go on");
+    assert!(matches!(world.outcomes[&ticket], DrainOutcome::Refused(_)));
 }
 
 #[test]

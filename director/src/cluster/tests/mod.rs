@@ -1,8 +1,10 @@
 //! Tests of the state machine, in a small world: scripted servers and nodes, a clock that the test moves.
 
+mod doom;
 mod drain;
 mod evidence;
 mod life;
+mod out;
 mod recovery;
 mod rules;
 
@@ -38,8 +40,10 @@ pub(super) struct World {
     pub(super) to_servers: Vec<(Link, ToServer)>,
     pub(super) awaited: Vec<(Incarnation, u64)>,
     pub(super) outcomes: HashMap<Ticket, DrainOutcome>,
+    pub(super) answers: HashMap<Ticket, ErrandAnswer>,
+    pub(super) dooms: HashMap<Ticket, DoomOutcome>,
     /// What is kept for the next director.
-    pub(super) drained: Vec<String>,
+    pub(super) drained: Vec<(String, Out)>,
     /// Lives whose one-sided beats go on, and when each was last seen to move.
     pub(super) pulses: BTreeMap<Incarnation, Moment>,
     /// Those among them that have stopped.
@@ -84,6 +88,8 @@ impl World {
             to_servers: Vec::new(),
             awaited: Vec::new(),
             outcomes: HashMap::new(),
+            answers: HashMap::new(),
+            dooms: HashMap::new(),
             drained: Vec::new(),
             pulses: BTreeMap::new(),
             stopped: Vec::new(),
@@ -141,6 +147,12 @@ impl World {
                 Effect::AwaitIdle { incarnation, hold } => self.awaited.push((incarnation, hold)),
                 Effect::Answer { ticket, outcome } => {
                     assert!(self.outcomes.insert(ticket, outcome).is_none(), "answered twice");
+                }
+                Effect::ErrandAnswer { ticket, answer } => {
+                    assert!(self.answers.insert(ticket, answer).is_none(), "answered twice");
+                }
+                Effect::DoomAnswer { ticket, outcome } => {
+                    assert!(self.dooms.insert(ticket, outcome).is_none(), "answered twice");
                 }
                 Effect::Drained(names) => self.drained = names,
                 Effect::Load { .. } | Effect::CloseNode { .. } | Effect::Keep(_) | Effect::Log(_) => {}

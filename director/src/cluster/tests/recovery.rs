@@ -265,7 +265,7 @@ fn no_mandate_before_it_is_known_who_lives() {
 #[test]
 fn a_drained_node_stays_out_over_a_restart() {
     let mut settings = settings(&["n1", "n2"], &["s1"]);
-    settings.drained = vec!["n1".to_owned()];
+    settings.drained = vec![("n1".to_owned(), Out::Drained)];
     let mut world = World::silent(&["n1", "n2"], &["s1"]);
     world.cluster = Cluster::new(settings, Duration::ZERO);
     world.server_up("s1", 1);

@@ -1,7 +1,6 @@
 //! Nodes that die, hang or refuse. No request that is not idempotent is ever sent twice.
 
 use super::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A node that reads a request and closes the connection without a word; counts the requests.
 async fn closing(incarnation: u64) -> (Incarnation, SocketAddr, Arc<Mutex<usize>>) {
@@ -239,6 +238,24 @@ fn connecting_to_a_vanished_host_takes_no_longer_than_the_hold() {
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(answer.body.contains("cannot be reached"), "{}", answer.body);
         assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
+    });
+}
+
+#[test]
+fn a_reload_changes_how_long_connecting_takes_for_living_nodes_too() {
+    run(async {
+        let bench = Bench::start(20_000, "connect_timeout_ms = 15000").await;
+        let vanished = SilentPort::new().await;
+        let mut only = view(1, &[]);
+        only.nodes.push(entry(Incarnation(1), vanished.address()));
+        bench.publish(only);
+        let mut config = bench.config.clone();
+        (config.director.connect_timeout_ms, config.director.hold_ms) = (100, 150);
+        bench.front.configure(&config);
+        let begun = std::time::Instant::now();
+        let answer = bench.post(&bench.cookie(1, 1), "x").await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(begun.elapsed() < WAIT, "{:?}", begun.elapsed());
     });
 }
 

@@ -3,10 +3,8 @@
 use super::*;
 use crate::limits;
 use std::io::ErrorKind;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
-const WAIT: Duration = Duration::from_secs(10);
 /// More than the kernel keeps for a reader that does not read.
 const BODY_BYTES: usize = 16 << 20;
 

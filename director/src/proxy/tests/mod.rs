@@ -2,14 +2,20 @@
 //! thread, so that a rule can be taken out for it.
 
 mod failure;
+mod http2;
 mod linger;
 mod pass;
+mod queue;
 mod route;
+mod stream;
+mod tunnel;
 
+use crate::access_log::AccessLog;
 use crate::metrics::Metrics;
-use crate::proxy::listen::listen;
+use crate::proxy::listen::{Door, Front, Stop};
 use crate::proxy::phases::Proxy;
 use crate::proxy::routes::Routes;
+use crate::tls::Keys;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -26,8 +32,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
+
+/// Longest time for anything that happens at once.
+const WAIT: Duration = Duration::from_secs(10);
 
 /// What a node got.
 #[derive(Clone, Debug)]
@@ -181,8 +191,10 @@ impl SilentPort {
 /// A running proxy and a client of it.
 struct Bench {
     config: Config,
+    proxy: Arc<Proxy>,
     routes: Arc<Routes>,
     metrics: Arc<Metrics>,
+    front: Arc<Front>,
     address: SocketAddr,
     client: Client<hyper_util::client::legacy::connect::HttpConnector, Full<Bytes>>,
     stop: CancellationToken,
@@ -198,22 +210,37 @@ struct Seen {
 
 impl Bench {
     async fn start(hold_ms: u64, extra: &str) -> Self {
+        Self::with(hold_ms, extra, "").await
+    }
+
+    /// `extra` belongs to `[director]`, `of_node` to the `[[node]]` n1.
+    async fn with(hold_ms: u64, extra: &str, of_node: &str) -> Self {
+        Self::behind(hold_ms, extra, of_node, None).await
+    }
+
+    /// Its only door is one with TLS, if there are certificates.
+    async fn behind(hold_ms: u64, extra: &str, of_node: &str, keys: Option<Arc<Keys>>) -> Self {
         let key = "11".repeat(32);
         let config = format!(
             "[cluster]\nname = \"t\"\nrun_dir = \"/run/t\"\ncookie_keys = [\"{key}\"]\n\
              [director]\nhold_ms = {hold_ms}\n{extra}\n\
-             [[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n"
+             [[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n{of_node}\n"
         );
         let config = Config::parse(Path::new("t.toml"), &config).unwrap();
-        let connect_wait = crate::limits::CONNECT_WAIT.min(Duration::from_millis(hold_ms));
-        let (routes, metrics) = (Arc::new(Routes::new(connect_wait)), Arc::new(Metrics::default()));
+        let (routes, metrics) = (Arc::new(Routes::default()), Arc::new(Metrics::default()));
         let stop = CancellationToken::new();
         let proxy = Proxy::new(&config, Arc::clone(&routes), Arc::clone(&metrics));
+        let serving = Arc::clone(&proxy);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(listen(proxy, listener, 1000, stop.clone()));
+        let front = Front::new(serving, AccessLog::off(), Stop { leave: stop.clone(), hurry: stop.clone() });
+        let door = match keys {
+            Some(keys) => Door::Tls(listener, keys),
+            None => Door::Plain(listener),
+        };
+        tokio::spawn(Arc::clone(&front).serve(vec![door]));
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { config, routes, metrics, address, client, stop }
+        Self { config, proxy, routes, metrics, front, address, client, stop }
     }
 
     fn publish(&self, view: View) {
@@ -258,6 +285,74 @@ impl Bench {
     fn begin(self: &Arc<Self>, method: Method, cookie: &str) -> tokio::task::JoinHandle<Seen> {
         let (bench, request) = (Arc::clone(self), self.request(method, "/", cookie, "body"));
         tokio::spawn(async move { bench.send(request).await })
+    }
+}
+
+/// A node whose connections the test holds itself.
+struct RawNode {
+    incarnation: Incarnation,
+    listener: TcpListener,
+}
+
+/// One of them, or a browser's.
+struct RawStream {
+    stream: TcpStream,
+    got: Vec<u8>,
+}
+
+impl RawNode {
+    async fn start(incarnation: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self { incarnation: Incarnation(incarnation), listener }
+    }
+
+    fn entry(&self) -> NodeEntry {
+        entry(self.incarnation, self.listener.local_addr().unwrap())
+    }
+
+    /// The next connection of the director.
+    async fn accept(&self) -> RawStream {
+        let accepted = tokio::time::timeout(WAIT, self.listener.accept()).await;
+        RawStream { stream: accepted.expect("the director connects").unwrap().0, got: Vec::new() }
+    }
+}
+
+impl RawStream {
+    /// A browser.
+    async fn browser(bench: &Bench) -> Self {
+        Self { stream: TcpStream::connect(bench.address).await.unwrap(), got: Vec::new() }
+    }
+
+    async fn say(&mut self, text: &str) {
+        tokio::time::timeout(WAIT, self.stream.write_all(text.as_bytes())).await.expect("in time").unwrap();
+    }
+
+    /// Reads until `text` has come, and returns all that came before and with it.
+    async fn hear(&mut self, text: &str) -> String {
+        loop {
+            let found = self.got.windows(text.len()).position(|window| window == text.as_bytes());
+            if let Some(at) = found {
+                return String::from_utf8(self.got.drain(..at + text.len()).collect()).unwrap();
+            }
+            let read = tokio::time::timeout(WAIT, self.stream.read_buf(&mut self.got)).await;
+            let read =
+                read.unwrap_or_else(|_| panic!("{text:?} does not come, but {}", self.got.escape_ascii()));
+            assert!(read.unwrap() > 0, "it ended before {text:?}: {}", self.got.escape_ascii());
+        }
+    }
+
+    /// Reads to the end, which may be a reset, and returns the rest.
+    async fn hear_out(&mut self) -> String {
+        let read = tokio::time::timeout(WAIT, self.stream.read_to_end(&mut self.got)).await;
+        let _ = read.expect("it ends");
+        String::from_utf8(std::mem::take(&mut self.got)).unwrap()
+    }
+
+    /// Nothing comes.
+    async fn hears_nothing(&mut self) {
+        let read =
+            tokio::time::timeout(Duration::from_millis(100), self.stream.read_buf(&mut self.got)).await;
+        assert!(read.is_err() && self.got.is_empty(), "{}", self.got.escape_ascii());
     }
 }
 

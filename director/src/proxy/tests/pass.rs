@@ -3,7 +3,6 @@
 use super::*;
 use crate::limits;
 use crate::proxy::headers;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// Sends bytes as they are and reads until the other side closes.
@@ -35,10 +34,14 @@ fn headers_of_one_hop_stay_there() {
         let mut request = bench.request(Method::GET, "/a%20b?c=d&e", "", "");
         let headers = request.headers_mut();
         for (name, value) in [
-            ("connection", "close, x-mine, host, cookie"),
+            ("connection", "close, x-mine, host, cookie, upgrade, http2-settings"),
             ("x-mine", "1"),
             ("te", "trailers"),
-            ("upgrade", "websocket"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
+            ("via", "1.0 old"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x-forwarded-port", "1"),
             ("proxy-authorization", "Basic x"),
             ("selvage-elsewhere", "forged"),
             ("x-forwarded-for", "10.0.0.1"),
@@ -56,12 +59,23 @@ fn headers_of_one_hop_stay_there() {
         assert_eq!(answer.headers["x-stays"], "1");
         let got = &one.got()[0];
         assert_eq!(got.path, "/a%20b?c=d&e");
-        for gone in ["x-mine", "te", "upgrade", "proxy-authorization", "selvage-elsewhere"] {
+        for gone in ["x-mine", "upgrade", "http2-settings", "proxy-authorization", "selvage-elsewhere"] {
             assert!(!got.headers.contains_key(gone), "{gone}");
         }
-        assert_eq!(got.headers["x-forwarded-for"], "10.0.0.1, 127.0.0.1");
+        // For the next hop, as for the last one.
+        assert_eq!(
+            (&got.headers["te"], &got.headers["connection"]),
+            (&"trailers".parse().unwrap(), &"te".parse().unwrap())
+        );
+        assert_eq!(got.headers["x-forwarded-for"], "127.0.0.1");
         assert_eq!(got.headers["x-forwarded-proto"], "http");
         assert_eq!(got.headers["x-forwarded-host"], "shop.example");
+        assert_eq!(got.headers["x-forwarded-port"], "80");
+        assert_eq!(got.headers["forwarded"], "for=127.0.0.1;proto=http;host=\"shop.example\"");
+        assert_eq!(
+            (&got.headers["via"], &answer.headers["via"]),
+            (&"1.0 old, 1.1 selvage".parse().unwrap(), &"1.1 selvage".parse().unwrap())
+        );
         assert_eq!(got.headers["host"], "shop.example");
         assert_eq!(got.headers["x-kept"], "yes");
     });
@@ -73,15 +87,34 @@ fn no_request_hides_in_another() {
         let bench = Bench::start(2000, "").await;
         let one = FakeNode::plain(1).await;
         bench.publish(view(1, &[&one]));
-        // The length is a lie; the encoding decides.
-        let both = "POST /first HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\
-                    connection: close\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
-        raw(&bench, both).await;
-        assert_eq!(one.got().len(), 1);
-        let got = &one.got()[0];
-        assert_eq!((&*got.path, &*got.body), ("/first", &b"hello"[..]));
-        assert_eq!(got.headers.get_all("content-length").iter().count(), 1);
-        assert_eq!(got.headers["content-length"], "5");
+        let good = "GET /good HTTP/1.1\r\nhost: a\r\n\r\n";
+        let hidden = "GET /hidden HTTP/1.1\r\nhost: a\r\n\r\n";
+        for (bad, why) in [
+            (
+                "POST /bad HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\
+                 transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+                "400",
+            ),
+            ("POST /bad HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ncontent-length: 4\r\n\r\nbody", "400"),
+            ("POST /bad HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n4\r\nbody0\r\n\r\n", "400"),
+            ("POST /bad HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n0\r\n\r\n", "501"),
+            ("GET /bad HTTP/1.1\r\nhost: a\nx: y\r\n\r\n", "400"),
+            ("GET /bad HTTP/2.0\r\nhost: a\r\n\r\n", "505"),
+        ] {
+            let answers = raw(&bench, &format!("{good}{bad}{hidden}")).await;
+            let mut statuses = answers
+                .split("HTTP/1.1 ")
+                .skip(1)
+                .map(|answer| &answer[..3])
+                .filter(|status| status.parse::<u16>().is_ok());
+            // The good one is answered first, the bad one after it, and then the connection ends.
+            assert_eq!((statuses.next(), statuses.next(), statuses.next()), (Some("200"), Some(why), None));
+            assert!(answers.contains("connection: close"), "{answers}");
+            let mut got = one.got();
+            assert_eq!(got.pop().unwrap().path, "/good", "{bad:?}");
+            assert!(got.iter().all(|got| got.path == "/good"), "{bad:?}");
+        }
+        assert_eq!(one.got().len(), 6);
     });
 }
 

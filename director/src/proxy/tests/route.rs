@@ -1,6 +1,7 @@
 //! Which node a request goes to.
 
 use super::*;
+use selvage_fabric::ident::CookieKey;
 use selvage_fabric::limits::ELSEWHERE_MAX;
 use selvage_fabric::placement;
 use selvage_fabric::rules::{Rule, assert_teeth};
@@ -24,6 +25,87 @@ fn a_session_goes_to_its_host_and_a_bad_cookie_is_none() {
 }
 
 #[test]
+fn a_node_that_is_configured_anew_is_asked_at_its_new_address() {
+    run(async {
+        let bench = Arc::new(Bench::start(2000, "").await);
+        let (ask, answered) = tokio::sync::watch::channel(false);
+        let old = FakeNode::start(1, move |_| {
+            let mut answered = answered.clone();
+            async move {
+                let _ = answered.wait_for(|answered| *answered).await;
+                text("old")
+            }
+        })
+        .await;
+        bench.publish(view(1, &[&old]));
+        let under_way = bench.begin(Method::POST, &bench.cookie(1, 1));
+        old.has_got(1).await;
+        let new = FakeNode::start(1, |_| async { text("new") }).await;
+        bench.publish(view(2, &[&new]));
+        assert_eq!(bench.get(&bench.cookie(1, 1)).await.body, "new");
+        // What is under way at the old one is the node's still.
+        let early = tokio::time::timeout(Duration::from_millis(50), bench.routes.idle(Incarnation(1))).await;
+        assert!(early.is_err(), "it is under way");
+        ask.send_replace(true);
+        assert_eq!(under_way.await.unwrap().body, "old");
+        tokio::time::timeout(WAIT, bench.routes.idle(Incarnation(1))).await.expect("idle");
+        assert_eq!(bench.get(&bench.cookie(1, 1)).await.body, "new");
+    });
+}
+
+#[test]
+fn a_forged_cookie_selects_neither_a_node_nor_a_session() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let (one, two) = (FakeNode::plain(1).await, FakeNode::plain(2).await);
+        // By its load nobody would be sent to the first; the sessions of a third are still being secured.
+        let mut both = view(1, &[&one, &two]);
+        both.dead.push(dead(5, false));
+        bench.publish(both);
+        bench.routes.load(one.incarnation, 1_000_000);
+        let good = bench.cookie(1, 1);
+        let value = |cookie: &str| cookie.strip_prefix("selvage=").unwrap().to_owned();
+        let part = |cookie: &str, number: usize| value(cookie).split('-').nth(number).unwrap().to_owned();
+        let spliced = |id: &str, tag: &str, mac: &str| {
+            format!("selvage={}-{}-{}", part(id, 0), part(tag, 1), part(mac, 2))
+        };
+        let (another, hers, lost) = (bench.cookie(1, 2), bench.cookie(2, 1), bench.cookie(1, 5));
+        let foreign =
+            Cookie { id: SessionId([1; 16]), host: Incarnation(1) }.encode(&[CookieKey(vec![7; 32])]);
+        let mut forged = vec![
+            format!("selvage={foreign}"),
+            // The right parts, wrongly put together.
+            spliced(&good, &good, &another),
+            spliced(&good, &good, &hers),
+            spliced(&hers, &good, &good),
+            // Believed, it would have to wait for a node that is gone.
+            spliced(&good, &lost, &good),
+            spliced(&lost, &lost, &good),
+            "selvage=".to_owned(),
+            format!("selvage=; selvage={foreign}"),
+            format!("other={}; selvage=x", value(&good)),
+        ];
+        for at in "selvage=".len()..good.len() {
+            let mut bytes = good.clone().into_bytes();
+            bytes[at] = if bytes[at] == b'a' { b'b' } else { b'a' };
+            forged.push(String::from_utf8(bytes).unwrap());
+        }
+        let begun = std::time::Instant::now();
+        for cookie in &forged {
+            assert_eq!(bench.get(cookie).await.body, "2", "{cookie}");
+        }
+        assert!(begun.elapsed() < Duration::from_secs(2 * forged.len() as u64), "nobody waits for it");
+        assert_eq!(bench.metrics.forged_cookies.get(), forged.len() as u64);
+        // Signed, each goes where it says, and no cookie of another name is anything.
+        assert_eq!(bench.get(&good).await.body, "1");
+        assert_eq!(bench.get(&another).await.body, "2");
+        assert_eq!(bench.get(&format!("{}; {good}", forged[0])).await.body, "1");
+        assert_eq!(bench.get("selvage2=x; other=selvage").await.body, "2");
+        assert_eq!(bench.metrics.forged_cookies.get(), forged.len() as u64);
+    });
+}
+
+#[test]
 fn new_sessions_go_to_the_least_loaded() {
     run(async {
         let bench = Bench::start(2000, "").await;
@@ -40,6 +122,33 @@ fn new_sessions_go_to_the_least_loaded() {
             served[usize::from(bench.get("").await.body == "2")] += 1;
         }
         assert_eq!(served, [10, 10], "between heartbeats the proxy counts what it has sent");
+    });
+}
+
+#[test]
+fn new_sessions_go_by_weight_and_not_to_nodes_that_fail() {
+    run(async {
+        let bench = Bench::start(200, "").await;
+        let (one, two) = (FakeNode::plain(1).await, FakeNode::plain(2).await);
+        bench.publish(view(1, &[&one, &two]));
+        bench.routes.weigh("n2", 300);
+        let mut served = [0, 0];
+        for _ in 0..40 {
+            served[usize::from(bench.get("").await.body == "2")] += 1;
+        }
+        assert_eq!(served, [10, 30]);
+        bench.routes.weigh("n2", 0);
+        assert_eq!(bench.get("").await.body, "1");
+        assert_eq!(bench.get(&bench.cookie(7, 2)).await.body, "2", "its sessions stay");
+        bench.routes.checked("n1", true);
+        assert_eq!(bench.get("").await.body, "1", "there is nobody else");
+        bench.routes.weigh("n2", 1);
+        for _ in 0..10 {
+            assert_eq!(bench.get("").await.body, "2");
+        }
+        bench.routes.weigh("n1", 0);
+        bench.routes.weigh("n2", 0);
+        assert_eq!(bench.get("").await.status, StatusCode::SERVICE_UNAVAILABLE);
     });
 }
 
@@ -200,5 +309,23 @@ fn requests_of_a_held_node_wait_and_it_becomes_idle() {
         bench.publish(next);
         assert_eq!(held.await.unwrap().body, "2");
         assert_eq!(one.got().len(), 1);
+    });
+}
+
+#[test]
+fn a_node_is_idle_when_a_director_that_has_handed_over_has_ended_too() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let one = FakeNode::plain(1).await;
+        bench.publish(view(1, &[&one]));
+        let elder = bench.routes.elder();
+        assert!(!bench.routes.is_alone() && !bench.proxy.is_idle());
+        let (routes, incarnation) = (Arc::clone(&bench.routes), one.incarnation);
+        let idle = tokio::spawn(async move { routes.idle(incarnation).await });
+        pause(50).await;
+        assert!(!idle.is_finished());
+        drop(elder);
+        tokio::time::timeout(Duration::from_secs(5), idle).await.expect("idle now").unwrap();
+        assert!(bench.proxy.is_idle());
     });
 }

@@ -21,6 +21,9 @@ struct Progress {
     acked: Cell<u64>,
     /// Whether session 2 was published.
     second: Cell<bool>,
+    /// Whether session 4 is gone for session 5, and whether that one is gone, too.
+    passed: Cell<bool>,
+    ended: Cell<bool>,
 }
 
 fn change(hold: &mut Hold, book: BookIndex, counter: u64, progress: &Progress) {
@@ -70,6 +73,26 @@ fn life(victim: &Cache, book: BookIndex, progress: &Progress, meanwhile: impl Fn
     drop(unpublished);
 }
 
+/// The victim's life with session 4, which is given the id of session 5, and with that one.
+fn passing(victim: &Cache, progress: &Progress) {
+    let (mut old, mut new) = (insert(victim, 4, 4, 10), insert(victim, 5, 5, 20));
+    old.remove_graced(version(2), &mut new, 99).unwrap();
+    progress.passed.set(true);
+    let reader = victim.open_graced(&id(4)).unwrap().unwrap();
+    assert_eq!((reader.bytes(), reader.expiry_ms()), (&[4; 10][..], 99));
+    // Neither has its lock any more, and both go on reading.
+    new.demote().unwrap();
+    old.demote().unwrap();
+    let mut changed = granted(victim.open_exclusive(&id(5)).unwrap());
+    write(&mut changed, 2, 6, 30);
+    assert_eq!((new.bytes(), old.bytes()), (&[5; 20][..], &[4; 10][..]));
+    drop((new, old));
+    changed.remove(version(3)).unwrap();
+    progress.ended.set(true);
+    assert!(victim.open_graced(&id(4)).unwrap().is_none());
+    drop((changed, reader));
+}
+
 struct World {
     cache: Cache,
     book: BookIndex,
@@ -104,6 +127,13 @@ impl World {
         done
     }
 
+    /// The same with the other life.
+    fn live_passing(&self, after: u32) -> bool {
+        let done = crash::run(after, || passing(&self.victim, &self.progress));
+        self.victim.clone().kill();
+        done
+    }
+
     /// What must hold after the repair.
     fn check(&self) {
         let cache = &self.cache;
@@ -133,6 +163,21 @@ impl World {
         assert!(second.is_some() || !progress.second.get());
         assert!(second.is_none_or(|pin| pin.bytes() == [2; 602]));
         assert!(cache.find(&id(3)).unwrap().is_none());
+        // Before its tombstone stands session 4 is as it was, and with it until when it lives.
+        if let Some(info) = cache.find(&id(4)).unwrap() {
+            let ends = (info.absolute_ms, if info.state == EntryState::Live { 1001 } else { 99 });
+            assert_eq!((EntryInit::default().absolute_ms, info.expiry_ms), ends, "{info:?}");
+        }
+        let graced = cache.open_graced(&id(4)).unwrap();
+        assert!(graced.as_ref().is_none_or(|pin| pin.bytes() == [4; 10]));
+        assert!(!progress.ended.get() || (graced.is_none() && cache.find(&id(5)).unwrap().is_none()));
+        if progress.passed.get() {
+            assert!(cache.open_read(&id(4)).unwrap().is_none(), "gone is gone");
+            // Whoever ends the new session ends the grace first.
+            let lives = cache.open_read(&id(5)).unwrap().is_some();
+            assert!(graced.is_none() || lives);
+        }
+        drop(graced);
         self.empty();
     }
 
@@ -140,7 +185,7 @@ impl World {
     fn empty(&self) {
         let cache = &self.cache;
         cache.quarantined().iter().for_each(|slot| cache.release_quarantined(slot));
-        for number in 1..=3 {
+        for number in (1..=5).rev() {
             let mut hold = match cache.open_exclusive(&id(number)).unwrap() {
                 Opened::Missing => continue,
                 opened => granted(opened),
@@ -175,6 +220,22 @@ fn a_process_may_die_at_any_point() {
         points += 1;
     }
     assert!(points > 300, "only {points} points: the life above is not what it was");
+}
+
+#[test]
+fn a_process_may_die_at_any_point_of_giving_a_session_another_id() {
+    let mut points = 0;
+    loop {
+        let world = World::new();
+        let done = world.live_passing(points);
+        world.cache.repair_dead().unwrap();
+        world.check();
+        if done {
+            break;
+        }
+        points += 1;
+    }
+    assert!(points > 100, "only {points} points: the life above is not what it was");
 }
 
 #[test]

@@ -148,6 +148,33 @@ fn a_lock_held_too_long_is_revoked_when_somebody_waits() {
 }
 
 #[test]
+fn a_lock_that_is_given_back_goes_to_the_next_and_leaves_what_was_seen() {
+    let cache = Cache::anonymous(&CacheSpec { lock_hold_ms: 30, ..spec() }).unwrap();
+    let mut first = insert(&cache, 1, 1, 10);
+    let next = waiting(cache.open_exclusive(&id(1)).unwrap());
+    first.stage(500).unwrap();
+    first.demote().unwrap();
+    assert_eq!((first.state(), next.state()), (HoldState::Pinned, HoldState::Granted));
+    assert_eq!(first.check().unwrap_err().kind, ErrorKind::Invalid);
+    assert_eq!(first.publish(version(9), 9).unwrap_err().kind, ErrorKind::LockLost);
+    // It is nobody to be waited for, and nobody to be revoked.
+    let mut next = next;
+    write(&mut next, 2, 2, 10);
+    assert_eq!((first.bytes(), next.bytes()), (&[1; 10][..], &[2; 10][..]));
+    // A lock that was revoked is a view for reading as well.
+    std::thread::sleep(Duration::from_millis(60));
+    let last = waiting(cache.open_exclusive(&id(1)).unwrap());
+    assert_eq!(last.wait(Instant::now() + Duration::from_secs(5)).unwrap(), Waited::Granted);
+    next.demote().unwrap();
+    assert_eq!((next.state(), next.bytes()), (HoldState::Pinned, &[2; 10][..]));
+    assert!(matches!(cache.try_exclusive(&id(1)).unwrap(), Opened::Busy));
+    drop(last);
+    drop(granted(cache.try_exclusive(&id(1)).unwrap()));
+    drop((first, next));
+    sound(&cache);
+}
+
+#[test]
 fn process_slots_are_bounded_and_come_back() {
     let cache = Cache::anonymous(&spec()).unwrap();
     let others: Vec<_> = (1..8).map(|_| cache.sibling().unwrap()).collect();

@@ -4,6 +4,7 @@ mod books;
 mod crash;
 mod files;
 mod locks;
+mod tallies;
 
 use super::layout::Word;
 use super::*;
@@ -257,7 +258,7 @@ fn views_are_whole_and_survive_a_writer_that_dies() {
 }
 
 #[test]
-fn states_mandate_and_counters() {
+fn states_mandate_and_alarms() {
     let cache = Cache::anonymous(&spec()).unwrap();
     let other = cache.sibling().unwrap();
     assert_eq!(other.spec(), &spec());
@@ -267,8 +268,8 @@ fn states_mandate_and_counters() {
     cache.set_mandate_until_ns(50);
     cache.set_mandate_until_ns(40);
     assert_eq!(other.mandate_until_ns(), 50, "a mandate only moves forward");
-    cache.counter(3).fetch_add(2, Ordering::Relaxed);
-    assert_eq!(other.counter(3).read(), 2);
+    cache.raise_unprotected();
+    assert_eq!(other.unprotected(), 1);
     let bell = other.doorbell();
     cache.poison();
     cache.set_draining(true);

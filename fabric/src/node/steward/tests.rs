@@ -230,6 +230,27 @@ fn drained_is_said_once_after_a_complete_sweep_that_began_later() {
 }
 
 #[test]
+fn errands_are_bounded_and_each_is_answered_once() {
+    let mut steward = steward();
+    let errand = Errand::Show { id: Default::default(), values: false };
+    let ask = |number| FromDirector::Errand { number, errand: errand.clone(), within_ms: 9 };
+    let end = |number, why: &str| {
+        let outcome = ErrandOutcome::Failed(why.to_owned());
+        Effect::Send(ToDirector::ErrandEnded { number, outcome })
+    };
+    for number in 0..ERRANDS_MAX as u64 {
+        let begun = Effect::Errand { number, errand: errand.clone(), within_ms: 9 };
+        assert!(receive(&mut steward, ask(number), 1).contains(&begun));
+    }
+    let refused = receive(&mut steward, ask(77), 2);
+    assert!(refused.contains(&end(77, &format!("it has {ERRANDS_MAX} errands already"))), "{refused:?}");
+    let outcome = ErrandOutcome::Failed("no".to_owned());
+    assert!(steward.handle(Event::ErrandEnded { number: 3, outcome }, 3).contains(&end(3, "no")));
+    let begun = Effect::Errand { number: 78, errand: errand.clone(), within_ms: 9 };
+    assert!(receive(&mut steward, ask(78), 4).contains(&begun), "there is room again");
+}
+
+#[test]
 fn an_ended_steward_does_nothing_more() {
     for message in [FromDirector::Over { drained: false }, FromDirector::Refused(Refusal::Over), {
         let mut without_us = view(2);

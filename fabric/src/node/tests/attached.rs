@@ -4,7 +4,7 @@
 use crate::archive::Value;
 use crate::cache::CacheSpec;
 use crate::config::Config;
-use crate::control::message::{FromDirector, Role, ToDirector};
+use crate::control::message::{Errand, ErrandOutcome, FromDirector, Refusal, Role, ToDirector};
 use crate::control::stream::Stream;
 use crate::error::ErrorKind;
 use crate::ident::{Cookie, Epoch, Incarnation};
@@ -32,20 +32,29 @@ struct Director {
     resumes: AtomicU64,
     /// Sent to every connection at its next heartbeat.
     order: Mutex<Option<FromDirector>>,
+    /// Errands that have ended.
+    ended: Mutex<Vec<(u64, ErrandOutcome)>>,
+    /// What applications asked.
+    asked: Mutex<Vec<String>>,
 }
 
-struct TestCluster {
+pub(super) struct TestCluster {
     dir: tempfile::TempDir,
     director: Arc<Director>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl TestCluster {
-    fn new() -> Self {
+    pub fn new() -> Self {
+        Self::with("wait_ms = 5000")
+    }
+
+    /// With these lines in `[session]`.
+    pub fn with(session: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = format!(
             "[cluster]\nname = \"t\"\nrun_dir = \"{}\"\ncookie_keys = [\"{}\"]\n[director]\n\
-             [session]\narchive_bytes_max = 65536\nwait_ms = 5000\n\
+             [session]\narchive_bytes_max = 65536\n{session}\n\
              [memory]\nsessions_max = 256\ncache_bytes = 4194304\nlease_bytes = 4194304\n\
              [[server]]\nname = \"s1\"\n[[node]]\nname = \"n1\"\naddress = \"127.0.0.1:1\"\n",
             dir.path().display(),
@@ -57,11 +66,11 @@ impl TestCluster {
         Self { dir, director, thread }
     }
 
-    fn path(&self) -> PathBuf {
+    pub fn path(&self) -> PathBuf {
         self.dir.path().join("t.toml")
     }
 
-    fn attach(&self) -> Node {
+    pub fn attach(&self) -> Node {
         Node::attach(Some(&self.path()), None, AttachOptions { wait: BOUND }).unwrap()
     }
 
@@ -114,7 +123,10 @@ impl Director {
         let Ok((hello, _)) = stream.server_hello("t", Incarnation::NONE, |_, _| Ok(()), BOUND) else {
             return;
         };
-        assert!(matches!(hello.role, Role::Node { ref name, .. } if name == "n1"));
+        match &hello.role {
+            Role::Node { name, .. } | Role::Application { name, .. } => assert_eq!(name, "n1"),
+            other => panic!("{other:?}"),
+        }
         while !self.stop.load(Ordering::Relaxed) {
             let message = match stream.recv::<ToDirector>(Duration::from_millis(20)) {
                 Ok((message, _)) => message,
@@ -152,6 +164,21 @@ impl Director {
                     continue;
                 }
                 ToDirector::Drained => continue,
+                ToDirector::ErrandEnded { number, outcome } => {
+                    self.ended.lock().unwrap().push((number, outcome));
+                    continue;
+                }
+                ToDirector::DestroyOwner { owner, .. } => {
+                    assert!(matches!(hello.role, Role::Application { .. }));
+                    self.asked.lock().unwrap().push(owner.clone());
+                    match owner.as_str() {
+                        "ann" => FromDirector::OwnerDestroyed { sessions: 3 },
+                        // The director goes.
+                        "eve" if self.asked.lock().unwrap().len() < 4 => return,
+                        "eve" => FromDirector::OwnerDestroyed { sessions: 0 },
+                        _ => FromDirector::Refused(Refusal::NotYet("n2 is being adopted".to_owned())),
+                    }
+                }
             };
             if stream.send(&answer, None, BOUND).is_err() {
                 return;
@@ -168,7 +195,7 @@ fn wait_until(what: &str, ready: impl Fn() -> bool) {
     }
 }
 
-fn completion(node: &Node) -> Completion {
+pub(super) fn completion(node: &Node) -> Completion {
     let fd = node.completion_fd().unwrap();
     let began = Instant::now();
     loop {
@@ -184,14 +211,14 @@ fn completion(node: &Node) -> Completion {
     }
 }
 
-fn new_session(node: &Node) -> Cookie {
+pub(super) fn new_session(node: &Node) -> Cookie {
     let mut session = node.create(None).unwrap();
     session.set("n", Value::I64(1)).unwrap();
     session.commit(Ack::All).unwrap();
     session.cookie()
 }
 
-fn opened(outcome: Outcome) -> Session {
+pub(super) fn opened(outcome: Outcome) -> Session {
     match outcome {
         Outcome::Opened(Ok(Opened::Session(session))) => session,
         other => panic!("{other:?}"),
@@ -399,6 +426,38 @@ fn wrong_names_are_said() {
     assert!(error.context.contains("[[node]]") && error.context.contains("n7"), "{error}");
     let error = Node::attach(Some(&cluster.dir.path().join("none.toml")), None, options).unwrap_err();
     assert_eq!(error.kind, ErrorKind::Os);
+}
+
+#[test]
+fn the_steward_does_errands_while_it_beats() {
+    let cluster = TestCluster::new();
+    let node = cluster.attach();
+    let cookie = new_session(&node);
+    let errand = Errand::Show { id: cookie.id, values: true };
+    cluster.order(FromDirector::Errand { number: 77, errand, within_ms: 5000 });
+    let ended = || cluster.director.ended.lock().unwrap().clone();
+    wait_until("the errand has ended", || !ended().is_empty());
+    let [(77, ErrandOutcome::Shown(Some(detail)))] = &ended()[..] else { panic!("{:?}", ended()) };
+    assert_eq!(detail.facts.id, cookie.id);
+    node.detach().unwrap();
+}
+
+#[test]
+fn owners_are_destroyed_by_the_director() {
+    let cluster = TestCluster::new();
+    let node = cluster.attach();
+    assert_eq!(node.destroy_owner("ann").unwrap(), 3);
+    let error = node.destroy_owner("bob").unwrap_err();
+    assert!(error.kind == ErrorKind::NotYet && error.context.contains("n2 is being adopted"), "{error}");
+    assert_eq!(node.destroy_owner("").unwrap_err().kind, ErrorKind::Invalid);
+    assert_eq!(node.destroy_owner(&"x".repeat(129)).unwrap_err().kind, ErrorKind::TooLarge);
+    assert_eq!(node.destroy_owner("eve").unwrap(), 0, "a connection that breaks is made anew");
+    assert_eq!(*cluster.director.asked.lock().unwrap(), ["ann", "bob", "eve", "eve"]);
+    let Started::Pending(op) = node.destroy_owner_start("ann", 5).unwrap() else {
+        panic!("it goes elsewhere")
+    };
+    let Completion { op: ended, user_data: 5, outcome } = completion(&node) else { panic!("another's") };
+    assert!(ended == op && matches!(outcome, Outcome::OwnerDestroyed(Ok(3))), "{outcome:?}");
 }
 
 #[test]

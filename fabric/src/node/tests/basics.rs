@@ -5,9 +5,9 @@ use crate::archive::{Value, ValueRef};
 use crate::error::ErrorKind;
 use crate::ident::{Cookie, SessionId};
 use crate::node::claims;
-use crate::node::host::Counter;
 use crate::node::open::Found;
 use crate::node::{Ack, Short};
+use crate::numbers::NodeCounter;
 
 #[test]
 fn a_session_is_created_changed_read_and_survives_its_host() {
@@ -69,7 +69,7 @@ fn limits_leave_the_old_version_intact() {
     assert_eq!(session.set("b", Value::Bytes(vec![0; 70_000])).map_err(kind), Err(ErrorKind::TooLarge));
     assert_eq!(session.set_owner(Some(&long)).map_err(kind), Err(ErrorKind::TooLarge));
     session.set("t", Value::Text("x".into())).unwrap();
-    assert_eq!(session.incr("t", 1).map_err(kind), Err(ErrorKind::Invalid));
+    assert_eq!(session.incr("t", 1).map_err(kind), Err(ErrorKind::WrongType));
     session.set("m", Value::I64(i64::MAX)).unwrap();
     assert_eq!(session.incr("m", 1).map_err(kind), Err(ErrorKind::Invalid));
     for part in 0..2 {
@@ -227,8 +227,7 @@ fn many_requests_in_two_processes_adopt_a_session_once() {
             });
         }
     });
-    let adoptions = hosts[0].cache.counter(Counter::Adoptions as usize);
-    assert_eq!(adoptions.load(std::sync::atomic::Ordering::Relaxed), 20);
+    assert_eq!(hosts[0].cache.counters()[NodeCounter::Adoptions as usize], 20);
     for (expected, cookie) in cookies.iter().enumerate() {
         assert_eq!(number(&hosts[1], cookie), Ok(expected as i64 + 8000));
     }

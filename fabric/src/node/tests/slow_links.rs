@@ -2,17 +2,17 @@
 
 use super::slow::Slowness;
 use super::world::{World, change, create, find, number, open};
+use crate::archive::ValueRef;
 use crate::error::ErrorKind;
 use crate::ident::Cookie;
 use crate::node::commit::Commit;
 use crate::node::finisher::{self, Finisher};
-use crate::node::host::{Counter, Host, LinkState};
+use crate::node::host::{Host, LinkState};
 use crate::node::links::LinkKeeper;
 use crate::node::open::Found;
 use crate::node::operations::Ended;
 use crate::node::{OpId, Short};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 const FAST: Slowness = Slowness { latency: Duration::ZERO, held: false, depth: usize::MAX };
@@ -134,7 +134,7 @@ fn an_adoption_that_finds_sessions_without_copies_has_them_copied() {
     world.wire("s1").cut();
     n2.watch_links();
     assert!(!world.adopt("n2", dead).complete, "there is no link for its copy");
-    let unprotected = || n2.cache.counter(Counter::Unprotected as usize).load(Ordering::Relaxed);
+    let unprotected = || n2.cache.unprotected();
     // The sweep that was due then may have been before the session came into the cache.
     let before = unprotected();
     assert!(!world.adopt("n2", dead).complete);
@@ -172,6 +172,34 @@ fn a_server_that_leaves_the_view_is_not_waited_for() {
     });
     assert_eq!(committed.copies, 1);
     assert!(began.elapsed() < ms(1000), "{:?}", began.elapsed());
+}
+
+/// A server of the old id's that dies after the new id was acked: the session has its new id, and says so.
+#[test]
+fn a_new_id_is_in_force_although_the_old_ones_tombstone_is_late() {
+    let world = World::slow(3, 1, 2, 50, FAST);
+    let host = world.host("n1");
+    let at_s1 = |id| host.plan().places_of(id).any(|(server, _)| server.name == "s1");
+    let old = (0..200).map(|_| create(&host, 1).0).find(|cookie| at_s1(cookie.id)).unwrap();
+    let mut session = open(&host, &old);
+    let wire = world.wire("s1");
+    wire.set(HELD);
+    // A new id that falls to s1 cannot be made safe, and the old one stays, until one falls to the others.
+    for _ in 0..60 {
+        assert_eq!(session.regenerate().unwrap_err().kind, ErrorKind::Timeout);
+        assert_eq!(session.needs_cookie, session.facts.id != old.id);
+        if session.needs_cookie {
+            break;
+        }
+    }
+    assert!(session.needs_cookie && !at_s1(session.facts.id));
+    let new = Cookie { id: session.facts.id, host: host.incarnation() };
+    assert_eq!((session.facts.copies, session.get("n")), (2, Some(ValueRef::I64(1))));
+    drop(session);
+    assert_eq!(number(&host, &new), Ok(1));
+    wire.set(FAST);
+    assert!(host.open_links(true));
+    assert_eq!(number(&host, &old), Err("missing".into()));
 }
 
 #[test]

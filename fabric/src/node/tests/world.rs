@@ -10,7 +10,7 @@ use crate::control::message::{ClaimAnswer, FetchedArchive, FromServer, SealedCop
 use crate::control::stream::Stream;
 use crate::error::{Error, ErrorKind, Origin, Result};
 use crate::ident::{Cookie, Epoch, Incarnation, SessionId};
-use crate::lease::{LeaseGeometry, LeaseHeader, LeaseIndex, SealedIndex};
+use crate::lease::{CELL_BYTES, Cell, LeaseGeometry, LeaseHeader, LeaseIndex, SealedIndex};
 use crate::node::OpenMode;
 use crate::node::clock::Clock;
 use crate::node::host::Host;
@@ -24,6 +24,7 @@ use crate::view::{DeadEntry, NodeEntry, NodeState, ServerEntry, View};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,6 +40,10 @@ impl TestClock {
     pub fn advance_ms(&self, ms: u64) {
         self.ms.fetch_add(ms, Ordering::Relaxed);
     }
+
+    pub fn ms(&self) -> u64 {
+        self.ms.load(Ordering::Relaxed)
+    }
 }
 
 impl Clock for TestClock {
@@ -53,6 +58,7 @@ impl Clock for TestClock {
 
 struct Lease {
     number: u64,
+    geometry: LeaseGeometry,
     lease: memory::ServerLease,
 }
 
@@ -91,7 +97,7 @@ pub struct TestServer {
 impl TestServer {
     /// Seals a node's lease and indexes it.
     pub fn seal(&mut self, node: Incarnation) {
-        if let Some(Lease { number, lease }) = self.leases.get(&node) {
+        if let Some(Lease { number, lease, .. }) = self.leases.get(&node) {
             lease.seal();
             if let Some(card) = self.cards.get(&node) {
                 card.fence();
@@ -115,6 +121,16 @@ impl TestServer {
     /// Live copies of a sealed incarnation.
     pub fn live(&self, node: Incarnation) -> u64 {
         self.lease_number(node).and_then(|number| self.index.lease(number)).map_or(0, LeaseIndex::live)
+    }
+
+    /// The cells that lie in a node's lease.
+    pub fn cells(&self, node: Incarnation) -> Vec<Cell> {
+        let Lease { lease, geometry, .. } = &self.leases[&node];
+        let file = std::fs::File::from(lease.fd().try_clone_to_owned().unwrap());
+        let mut slots = vec![0; geometry.slot_count as usize * 2 * CELL_BYTES];
+        file.read_exact_at(&mut slots, geometry.slots_offset()).unwrap();
+        let cells = slots.chunks_exact(CELL_BYTES).map(|cell| cell.try_into().unwrap());
+        cells.filter_map(|cell| Cell::decode(cell).unwrap()).collect()
     }
 
     fn lease_number(&self, node: Incarnation) -> Option<u64> {
@@ -255,7 +271,8 @@ impl TestServer {
                 node_incarnation: incarnation,
                 server_incarnation: self.incarnation,
             };
-            self.leases.insert(incarnation, Lease { number, lease: memory::create(&header, false)? });
+            self.leases
+                .insert(incarnation, Lease { number, geometry, lease: memory::create(&header, false)? });
         }
         let lease = &self.leases[&incarnation];
         if let Some(manner) = self.chaos {

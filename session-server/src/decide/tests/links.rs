@@ -2,6 +2,7 @@
 
 use super::*;
 use selvage_fabric::error::ErrorKind;
+use selvage_fabric::numbers::ServerCounter;
 use selvage_fabric::rules::{Rule, assert_teeth};
 
 /// What a RoCE port offers.
@@ -35,9 +36,13 @@ fn is_gone(world: &mut World, pid: u32, link: Option<u64>) -> FromServer {
     world.ask_node(A, ToServer::ProcessGone { pid, link })
 }
 
-fn counter(world: &mut World, name: &str) -> u64 {
+fn counter(world: &mut World, counter: ServerCounter) -> u64 {
     let report = world.report();
-    report.counters.iter().find(|(known, _)| known == name).map_or(0, |(_, value)| *value)
+    report.counters[counter as usize]
+}
+
+fn rdma_links(world: &mut World) -> u64 {
+    world.report().rdma_links
 }
 
 #[test]
@@ -51,7 +56,7 @@ fn a_process_of_another_host_gets_a_link_into_its_nodes_lease() {
     let second = world.open_remote(A, 43);
     assert_eq!(connect(&mut world, second), Ok(2));
     assert_eq!(world.report().leases.len(), 1, "its processes share it");
-    assert_eq!((counter(&mut world, "rdma_connects"), counter(&mut world, "rdma_links")), (2, 2));
+    assert_eq!((counter(&mut world, ServerCounter::RdmaConnects), rdma_links(&mut world)), (2, 2));
     // Memory is passed within a host only.
     let answer = world.ask(second, ToServer::Lease);
     assert!(matches!(answer, Some(FromServer::Refused(Refusal::Denied(_)))), "{answer:?}");
@@ -138,7 +143,7 @@ fn r4_a_queue_pair_that_cannot_be_destroyed_is_never_called_gone_and_tried_again
     world.device_fails = Some(ErrorKind::Unreachable);
     world.feed(Event::Closed { connection: worker });
     assert_eq!(is_gone(&mut world, 42, Some(link)), FromServer::Gone(false));
-    assert_eq!(counter(&mut world, "rdma_links_stuck"), 1);
+    assert_eq!(counter(&mut world, ServerCounter::RdmaLinksStuck), 1);
     world.device_fails = None;
     world.now_ms += 60_000;
     world.feed(Event::Tick);
@@ -174,13 +179,13 @@ fn r2_a_sealed_lease_lets_nobody_in_and_has_no_links_left() {
     assert_eq!(world.ask_director(ToServer::SetView(view)), None, "the seal is not done");
     world.let_go();
     assert_eq!(world.sent[&late], [FromServer::Refused(Refusal::Over)]);
-    assert_eq!(counter(&mut world, "rdma_links"), 0);
+    assert_eq!(rdma_links(&mut world), 0);
     assert_eq!(connect(&mut world, worker), Err(Refusal::Over));
     assert_eq!(connect(&mut world, late), Err(Refusal::Over));
     // Their connections end later; there is nothing left to destroy.
     world.feed(Event::Closed { connection: worker });
     world.feed(Event::Closed { connection: late });
-    assert_eq!(counter(&mut world, "rdma_links"), 0);
+    assert_eq!(rdma_links(&mut world), 0);
 }
 
 #[test]
@@ -196,7 +201,7 @@ fn r6_a_view_that_drops_the_server_ends_its_links_with_their_leases() {
         ensure!(world.cut, vec![worker]);
         // The lease's memory and registration go, and with them every queue pair.
         ensure!(world.released.len(), 1);
-        ensure!(counter(&mut world, "rdma_links"), 0);
+        ensure!(rdma_links(&mut world), 0);
         world.feed(Event::Closed { connection: worker });
         world.set_view(&[A], &[]);
         let again = world.open_remote(A, 42);
@@ -232,8 +237,8 @@ fn nonsense_is_refused_by_name_and_cut_off() {
         assert_eq!(world.cut.pop(), Some(connection));
         world.feed(Event::Closed { connection });
     }
-    assert_eq!(counter(&mut world, "rdma_refused"), 9);
-    assert_eq!(counter(&mut world, "refused_bad"), 9);
+    assert_eq!(counter(&mut world, ServerCounter::RdmaRefused), 9);
+    assert_eq!(counter(&mut world, ServerCounter::RefusedBad), 9);
     assert_eq!(world.report().leases, [], "nothing was made");
 }
 
@@ -263,7 +268,7 @@ fn a_device_that_refuses_costs_one_answer_and_heals() {
     assert!(matches!(connect(&mut world, worker), Err(Refusal::NotYet(_))));
     world.device_fails = Some(ErrorKind::Invalid);
     assert!(matches!(connect(&mut world, worker), Err(Refusal::Denied(_))));
-    assert_eq!((counter(&mut world, "rdma_refused"), counter(&mut world, "rdma_links")), (2, 0));
+    assert_eq!((counter(&mut world, ServerCounter::RdmaRefused), rdma_links(&mut world)), (2, 0));
     world.device_fails = None;
     assert_eq!(connect(&mut world, worker), Ok(3));
     world.feed(Event::Closed { connection: worker });
@@ -286,7 +291,8 @@ fn archives_are_staged_for_claimants_on_a_link() {
     let told: Vec<_> = archives.iter().map(|it| (it.id, it.bytes, it.error.as_deref())).collect();
     assert_eq!(told, [(id(2), 0, Some("not claimed by the asker")), (id(1), 100, None)]);
     assert_eq!(memory.bytes, 100);
-    let counted = ["staged_bytes", "fetched", "fetch_errors"].map(|name| counter(&mut world, name));
+    let counted = [ServerCounter::StagedBytes, ServerCounter::Fetched, ServerCounter::FetchErrors]
+        .map(|it| counter(&mut world, it));
     assert_eq!(counted, [100, 1, 1]);
     world.device_fails = Some(ErrorKind::Unreachable);
     let answer = world.ask(worker, ToServer::FetchStaged { ids });

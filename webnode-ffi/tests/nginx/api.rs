@@ -1,102 +1,26 @@
-//! The nginx module in the packaged nginx, with two workers per node, against a real cluster.
+//! Session data over HTTP: `selvage_api`, and locations that only see to the session.
 
-mod support;
+use std::time::Duration;
 
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use crate::support::http::Browser;
+use crate::web::Web;
 
-use support::cluster::Cluster;
-use support::http::Browser;
-use support::{Tool, library_dir};
+const LOCATIONS: &str = "selvage_session create;
+    location / { index index.html; }
+    location /off { selvage_session off; return 200 none; }
+    location /on { selvage_session on; empty_gif; }
+    location /session { selvage_api; client_max_body_size 32m; client_body_buffer_size 8k; }
+    location /known { selvage_session on; selvage_api; }";
 
-/// The module, built once for this program.
-fn module() -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    BUILT
-        .get_or_init(|| {
-            let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("nginx/build.sh");
-            let out = library_dir().join("nginx-module");
-            let said = Tool::at(&script).arg(&out).arg(library_dir()).succeed();
-            PathBuf::from(said.trim())
-        })
-        .clone()
-}
-
-fn nginx() -> &'static Path {
-    let known = ["/usr/sbin/nginx", "/usr/bin/nginx", "/usr/local/sbin/nginx"].map(Path::new);
-    known.into_iter().find(|path| path.is_file()).expect("nginx is missing: apt-get install nginx-light")
-}
-
-fn configuration(cluster: &Cluster, node: &str, module: &Path) -> PathBuf {
-    let dir = cluster.dir().join(format!("nginx-{node}"));
-    std::fs::create_dir_all(dir.join("page")).expect("a folder");
-    std::fs::write(dir.join("page/index.html"), "<p>hello</p>\n").expect("the page");
-    // Workers that stay the user that runs the test: the node's user, by the configuration's default.
-    let uid = Tool::find("id", "apt-get install coreutils").arg("-u").succeed();
-    let user = if uid.trim() == "0" { "user root root;" } else { "" };
-    let text = format!(
-        "load_module {module}; {user} worker_processes 2; daemon off;\n\
-         pid {dir}/pid; error_log stderr notice;\n\
-         events {{ worker_connections 512; }}\n\
-         http {{ access_log off; client_body_temp_path {dir}/body; proxy_temp_path {dir}/proxy;\n\
-         fastcgi_temp_path {dir}/fastcgi; uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;\n\
-         selvage {config} {node}; selvage_session create; types {{ text/html html; }}\n\
-         server {{ listen {address}; root {dir}/page;\n\
-         location / {{ index index.html; }}\n\
-         location /off {{ selvage_session off; return 200 none; }}\n\
-         location /on {{ selvage_session on; empty_gif; }}\n\
-         location /session {{ selvage_api; client_max_body_size 32m; client_body_buffer_size 8k; }}\n\
-         location /known {{ selvage_session on; selvage_api; }} }} }}\n",
-        module = module.display(),
-        dir = dir.display(),
-        config = cluster.config_path().display(),
-        address = cluster.address(node),
-    );
-    let path = dir.join("nginx.conf");
-    std::fs::write(&path, text).expect("nginx.conf");
-    path
-}
-
-/// Starts nginx as a node and waits until it has joined.
-fn serve(cluster: &mut Cluster, node: &str) -> u32 {
-    let conf = configuration(cluster, node, &module());
-    let log = std::fs::File::create(cluster.dir().join(format!("nginx-{node}.log"))).expect("a log");
-    let process: Child = Command::new(nginx())
-        .arg("-c")
-        .arg(&conf)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(log)
-        .process_group(0)
-        .spawn()
-        .expect("nginx starts");
-    let pid = process.id();
-    cluster.keep(process);
-    let end = Instant::now() + Duration::from_secs(15);
-    loop {
-        assert!(Instant::now() < end, "nginx did not come up:\n{}", cluster.logs());
-        std::thread::sleep(Duration::from_millis(20));
-        if std::net::TcpStream::connect(cluster.address(node)).is_ok()
-            && Browser::at(cluster.address(node)).get("/session").status == 200
-        {
-            return pid;
-        }
-    }
-}
-
-fn one_node() -> (Cluster, Browser) {
-    let mut cluster = Cluster::start();
-    serve(&mut cluster, "n1");
-    let browser = Browser::at(cluster.address("n1"));
-    (cluster, browser)
+fn one_node() -> (Web, Browser) {
+    let mut web = Web::new();
+    let browser = web.serve("n1", LOCATIONS);
+    (web, browser)
 }
 
 #[test]
-fn a_session_is_made_changed_shown_and_destroyed() {
-    let (_cluster, mut browser) = one_node();
+pub fn a_session_is_made_changed_shown_and_destroyed() {
+    let (_web, mut browser) = one_node();
     let answer = browser.get("/session");
     assert_eq!((answer.status, answer.header("selvage-node")), (200, Some("n1")), "{answer:?}");
     assert_eq!(answer.header("selvage-copies"), Some("2"));
@@ -153,8 +77,8 @@ fn a_session_is_made_changed_shown_and_destroyed() {
 }
 
 #[test]
-fn regenerate_gives_a_new_id_and_keeps_the_data() {
-    let (_cluster, mut browser) = one_node();
+pub fn regenerate_gives_a_new_id_and_keeps_the_data() {
+    let (_web, mut browser) = one_node();
     assert_eq!(browser.send("PUT", "/session/user", Some(b"ada")).status, 204);
     let before = browser.get("/session").json();
     let old = browser.cookie.clone();
@@ -174,7 +98,7 @@ fn regenerate_gives_a_new_id_and_keeps_the_data() {
 
 #[test]
 fn a_wrong_or_foreign_cookie_is_no_cookie() {
-    let (_cluster, mut browser) = one_node();
+    let (_web, mut browser) = one_node();
     browser.get("/session");
     let good = browser.cookie.clone().expect("a cookie");
     let other = if good.ends_with('a') { 'b' } else { 'a' };
@@ -193,7 +117,7 @@ fn a_wrong_or_foreign_cookie_is_no_cookie() {
 
 #[test]
 fn an_ordinary_location_gives_the_cookie_and_then_leaves_it_alone() {
-    let (_cluster, mut browser) = one_node();
+    let (_web, mut browser) = one_node();
     // The index is reached by an internal redirect, which must not make a second session.
     let answer = browser.get("/");
     assert_eq!((answer.status, answer.text()), (200, "<p>hello</p>\n"));
@@ -218,7 +142,7 @@ fn an_ordinary_location_gives_the_cookie_and_then_leaves_it_alone() {
 
 #[test]
 fn bad_requests_get_clear_answers_and_change_nothing() {
-    let (_cluster, mut browser) = one_node();
+    let (_web, mut browser) = one_node();
     assert_eq!(browser.send("PUT", "/session/word", Some(b"hello")).status, 204);
     let before = browser.get("/session").json();
 
@@ -276,7 +200,7 @@ fn bad_requests_get_clear_answers_and_change_nothing() {
 
 #[test]
 fn bodies_in_files_slow_bodies_and_pipelines() {
-    let (_cluster, mut browser) = one_node();
+    let (_web, mut browser) = one_node();
     browser.get("/session");
     // Larger than client_body_buffer_size, so that nginx keeps it in a file.
     let large: Vec<u8> = (0..200_000_u32).map(|n| b'a' + (n % 26) as u8).collect();
@@ -303,7 +227,7 @@ fn bodies_in_files_slow_bodies_and_pipelines() {
 
 #[test]
 fn many_connections_share_one_session_fairly() {
-    let (_cluster, mut browser) = one_node();
+    let (_web, mut browser) = one_node();
     browser.get("/session");
     std::thread::scope(|scope| {
         for _ in 0..12 {
@@ -319,8 +243,8 @@ fn many_connections_share_one_session_fairly() {
 }
 
 #[test]
-fn clients_that_leave_in_the_middle_cost_nothing() {
-    let (_cluster, mut browser) = one_node();
+pub fn clients_that_leave_in_the_middle_cost_nothing() {
+    let (_web, mut browser) = one_node();
     browser.get("/session");
     for _ in 0..40 {
         let mut gone = browser.go_to(browser.address());
@@ -335,40 +259,12 @@ fn clients_that_leave_in_the_middle_cost_nothing() {
 }
 
 #[test]
-fn a_killed_worker_loses_nothing_that_was_acked() {
-    let (cluster, mut browser) = one_node();
-    browser.get("/session");
-    let master = cluster.last_pid();
-    let mut acked = 0_u32;
-    for round in 0..6 {
-        // Both workers work on the session, so that the one that is killed may hold its lock.
-        let (mut one, mut two) = (browser.go_to(browser.address()), browser.go_to(browser.address()));
-        for _ in 0..10 {
-            one.write(one.head("POST", "/session/n/incr", "").as_bytes());
-            two.write(two.head("POST", "/session/n/incr", "").as_bytes());
-            acked +=
-                [one.answer(false), two.answer(false)].iter().filter(|answer| answer.status == 200).count()
-                    as u32;
-        }
-        let workers =
-            Tool::find("pgrep", "apt-get install procps").args(["-P", &master.to_string()]).succeed();
-        let worker = workers.split_whitespace().nth(round % 2).expect("two workers");
-        one.write(one.head("POST", "/session/n/incr", "").as_bytes());
-        Tool::find("kill", "apt-get install procps").args(["-9", worker]).succeed();
-        let count: u32 =
-            browser.go_to(browser.address()).until_answered("/session/n").text().parse().expect("a number");
-        assert!(count == acked || count == acked + 1, "{count} counted, {acked} acked");
-        acked = count;
-    }
-}
-
-#[test]
 fn a_session_of_another_node_is_elsewhere() {
-    let (mut cluster, mut browser) = one_node();
-    serve(&mut cluster, "n2");
+    let (mut web, mut browser) = one_node();
+    web.serve("n2", LOCATIONS);
     assert_eq!(browser.send("POST", "/session/n/incr", None).text(), "1\n");
     let tag = browser.cookie.as_ref().expect("a cookie").split('-').nth(1).expect("a tag").to_owned();
-    let mut strayed = browser.go_to(cluster.address("n2"));
+    let mut strayed = browser.go_to(web.cluster.address("n2"));
     for (method, path) in
         [("GET", "/session"), ("POST", "/session/n/incr"), ("DELETE", "/session"), ("GET", "/")]
     {
@@ -387,54 +283,4 @@ fn a_session_of_another_node_is_elsewhere() {
     strayed.write(head.as_bytes());
     assert_eq!(strayed.answer(false).status, 421);
     assert_eq!(browser.get("/session/n").text(), "1", "nothing was changed");
-}
-
-#[test]
-fn a_reload_and_a_graceful_stop_lose_no_session() {
-    let (mut cluster, mut browser) = one_node();
-    assert_eq!(browser.send("POST", "/session/n/incr", None).text(), "1\n");
-    let address = browser.address();
-    cluster.signal_last("HUP");
-    let end = Instant::now() + Duration::from_secs(10);
-    for expected in 2.. {
-        let mut one = browser.go_to(address);
-        assert_eq!(one.send("POST", "/session/n/incr", None).text(), format!("{expected}\n"));
-        if Instant::now() > end || expected == 60 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let status = cluster.signal_last("QUIT").wait().expect("nginx ends");
-    assert!(status.success(), "{status}");
-    assert_eq!(cluster.segments(), [""; 0], "the last worker out leaves nothing in /dev/shm");
-    let log = cluster.logs();
-    assert!(!log.contains("[alert]") && !log.contains("[emerg]") && !log.contains("[crit]"), "{log}");
-}
-
-#[test]
-fn nginx_says_what_is_wrong_with_a_configuration() {
-    let cluster = Cluster::start();
-    let good = configuration(&cluster, "n1", &module());
-    let text = std::fs::read_to_string(&good).expect("the configuration");
-    let bad_toml = cluster.dir().join("bad.toml");
-    let toml = std::fs::read_to_string(cluster.config_path()).expect("the configuration");
-    std::fs::write(&bad_toml, toml.replace("archive_bytes_max", "archive_byte_max")).expect("written");
-    let config = cluster.config_path().display().to_string();
-    for (from, to, said) in [
-        (config.as_str(), bad_toml.to_str().expect("UTF-8"), "bad.toml:9: unknown field `archive_byte_max`"),
-        (config.as_str(), "/nonexistent.toml", "cannot read the configuration /nonexistent.toml"),
-        (" n1;", " n9;", "no node is named \"n9\""),
-        ("selvage_session on;", "selvage_session maybe;", "invalid value \"maybe\""),
-        ("location /known", "location ~ /known", "needs a location with a plain prefix"),
-        ("selvage_api; client", "selvage_api; selvage_api; client", "is duplicate"),
-    ] {
-        assert!(text.contains(from), "{from}");
-        std::fs::write(&good, text.replace(from, to)).expect("written");
-        let failed = Tool::at(nginx()).arg("-t").arg("-c").arg(&good).fail();
-        assert!(failed.contains(said), "{from} -> {to}: {failed}");
-    }
-    let without = text.replace(&format!("selvage {config} n1;"), "");
-    std::fs::write(&good, without).expect("written");
-    let failed = Tool::at(nginx()).arg("-t").arg("-c").arg(&good).fail();
-    assert!(failed.contains("the http block has no \"selvage <configuration file>\""), "{failed}");
 }
