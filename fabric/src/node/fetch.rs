@@ -157,11 +157,7 @@ fn is_sealed(view: &View) -> bool {
 /// view, but only as long as a heartbeat may be late; a tag of a cluster that is no more is treated as dead
 /// then.
 fn wait_for_view(host: &Host, cookie: &Cookie, deadline: Instant) -> Result<()> {
-    let is_known = |plan: &Plan| {
-        let live = plan.view.nodes.iter().map(|node| node.incarnation);
-        let dead = plan.view.dead.iter().map(|dead| dead.incarnation);
-        live.chain(dead).any(|incarnation| cookie.host <= incarnation)
-    };
+    let is_known = |plan: &Plan| cookie.host <= plan.newest;
     let patience = Instant::now() + host.config.timing.silence();
     host.wait_plan(deadline.min(patience), is_known);
     if !host.wait_plan(deadline, |plan| is_sealed(&plan.view)) {

@@ -28,6 +28,8 @@ pub struct Plan {
     pub view: View,
     sequence: u64,
     links: Vec<LinkState>,
+    /// The newest life of a node that this process has seen in any view.
+    pub newest: Incarnation,
 }
 
 /// This process's link to a server of the view.
@@ -146,7 +148,8 @@ impl Host {
         clock: Arc<dyn Clock>,
         servers: Arc<dyn Servers>,
     ) -> Self {
-        let plan = Plan { view: View::default(), sequence: 0, links: Vec::new() };
+        let plan =
+            Plan { view: View::default(), sequence: 0, links: Vec::new(), newest: Incarnation::default() };
         Self {
             cache,
             config,
@@ -208,7 +211,10 @@ impl Host {
             let before = old.links().find(|(entry, _)| entry.incarnation == server.incarnation);
             before.map_or(LinkState::Closed, |(_, link)| link.clone())
         });
-        let plan = Plan { links: links.collect(), view, sequence };
+        let lives = view.nodes.iter().map(|node| node.incarnation);
+        let lives = lives.chain(view.dead.iter().map(|dead| dead.incarnation));
+        let newest = lives.fold(old.newest, Incarnation::max);
+        let plan = Plan { links: links.collect(), view, sequence, newest };
         self.servers.retain(&plan.view);
         self.plan.store(Arc::new(plan));
         self.replaced.notify_all();
@@ -370,7 +376,8 @@ impl Host {
             .zip(&mut links)
             .fold(false, |changed, (entry, link)| change(entry, link) | changed);
         if changed {
-            self.plan.store(Arc::new(Plan { view: old.view.clone(), sequence: old.sequence, links }));
+            let (view, sequence, newest) = (old.view.clone(), old.sequence, old.newest);
+            self.plan.store(Arc::new(Plan { view, sequence, links, newest }));
             self.replaced.notify_all();
         }
         changed

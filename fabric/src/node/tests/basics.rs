@@ -1,13 +1,14 @@
 //! Sessions from creation to failover, without mutants.
 
-use super::world::{World, change, create, find, number, open};
+use super::world::{FIND_WAIT, World, change, create, find, number, open};
 use crate::archive::{Value, ValueRef};
 use crate::error::ErrorKind;
-use crate::ident::{Cookie, SessionId};
+use crate::ident::{Cookie, Incarnation, SessionId};
 use crate::node::claims;
 use crate::node::open::Found;
 use crate::node::{Ack, Short};
 use crate::numbers::NodeCounter;
+use std::time::Instant;
 
 #[test]
 fn a_session_is_created_changed_read_and_survives_its_host() {
@@ -242,6 +243,25 @@ fn adoption_ends_also_where_fewer_copies_than_configured_are_possible() {
     assert!(world.adopt("n2", dead).complete);
     world.on_server("s2", |server| assert_eq!(server.unsettled(dead), 0));
     assert_eq!(number(&world.host("n2"), &cookie), Ok(4));
+}
+
+#[test]
+fn a_life_that_was_seen_in_a_view_is_never_one_from_the_future() {
+    let mut world = World::new(1, 2, 1);
+    let n1 = world.host("n1");
+    let (cookie, _) = create(&world.host("n2"), 1);
+    let dead = world.end_node("n2");
+    assert!(world.adopt("n1", dead).complete);
+    world.view.dead.clear();
+    world.publish();
+    let asked = |host| {
+        let since = Instant::now();
+        let found = number(&n1, &Cookie { id: SessionId([9; 16]), host });
+        assert_eq!(found, Err("missing".into()));
+        since.elapsed()
+    };
+    assert!(asked(cookie.host) < FIND_WAIT, "the newest life, which is over and settled");
+    assert!(asked(Incarnation(cookie.host.0 + 1)) >= FIND_WAIT, "this view may be behind");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Time that stands still until the test moves it.
 pub struct TestClock {
@@ -558,8 +558,11 @@ pub fn create(host: &Arc<Host>, number: i64) -> (Cookie, Committed) {
     (Cookie { id: session.facts.id, host: host.incarnation() }, committed)
 }
 
+/// How long [`find`] waits for a session; shorter than a node's silence.
+pub const FIND_WAIT: Duration = Duration::from_millis(200);
+
 pub fn find(host: &Arc<Host>, cookie: &Cookie) -> Result<Found> {
-    let deadline = Instant::now() + std::time::Duration::from_millis(200);
+    let deadline = Instant::now() + FIND_WAIT;
     open::blocking(host, cookie, OpenMode::Exclusive, deadline)
 }
 
