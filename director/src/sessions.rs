@@ -2,15 +2,17 @@
 //! its nodes. Callers: [`crate::admin`] (gathers), [`crate::tool`] (reads the JSON).
 //!
 //! A list is no snapshot: each session is as it was when its node looked at it, and what moves meanwhile may
-//! be missing or twice. What could not be asked is said in the answer.
+//! be missing or twice. What could not be asked is said in the answer, and so are nodes that have ended
+//! meanwhile.
 
 use crate::cluster::doom::DoomOutcome;
+use crate::cluster::status::Status;
 use crate::driver::Handle;
 use data_encoding::BASE64;
 use selvage_fabric::control::message::{
     AttributeFacts, AttributeKind, AttributeValue, Doomed, Errand, ErrandOutcome, SessionDetail, SessionFacts,
 };
-use selvage_fabric::ident::SessionId;
+use selvage_fabric::ident::{Epoch, SessionId};
 use selvage_fabric::limits::LIST_SESSIONS_MAX;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -20,6 +22,8 @@ use std::time::{Duration, Instant};
 pub const PAGE_DEFAULT: u32 = 100;
 /// Most sessions on one page.
 pub const PAGE_MAX: u32 = 1000;
+/// Pause between two looks at whether the director knows the cluster yet.
+const START_LOOK: Duration = Duration::from_millis(20);
 
 /// A session, and who hosts it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -51,10 +55,14 @@ pub struct SessionRow {
 pub struct SessionPage {
     /// The sessions.
     pub sessions: Vec<SessionRow>,
-    /// What to give as `cursor` for the next page; `None` at the end.
+    /// What to give as `cursor` for the next page; `None` at the end. With fewer sessions than were wanted
+    /// the time was over.
     pub next: Option<String>,
-    /// What could not be looked at, and why.
+    /// What could not be looked at, and why: with any of it the list is not complete.
     pub missing: Vec<String>,
+    /// The view's epoch at its end. Between pages of different ones sessions may have moved.
+    #[serde(default)]
+    pub epoch: Epoch,
 }
 
 /// A session and its attributes.
@@ -122,42 +130,100 @@ impl Wanted {
 /// `Stopping`.
 pub async fn list(handle: &Handle, wanted: &Wanted, within: Duration) -> Result<SessionPage, Failure> {
     let deadline = Instant::now() + within;
-    let status = handle.status().await.ok_or(Failure::Stopping)?;
+    let status = known(handle, deadline).await?;
     let mut page = SessionPage::default();
-    page.missing.extend(status.dead.iter().map(|dead| {
-        format!("{} sessions of {} ({}), which are being adopted", dead.unsettled, dead.name, dead.tag)
-    }));
     let (first, place) = wanted.cursor.clone().unwrap_or_default();
-    for node in status.nodes.iter().filter(|node| node.incarnation != 0 && node.name >= first) {
-        if wanted.node.as_ref().is_some_and(|wanted| *wanted != node.name) {
-            continue;
-        }
-        let mut next = Some(if node.name == first { place } else { 0 });
-        while let Some(cursor) = next {
-            let room = wanted.limit - page.sessions.len() as u32;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if room == 0 || left.is_zero() {
-                page.next = Some(format!("{}.{cursor}", node.name));
-                return Ok(page);
-            }
-            let errand =
-                Errand::List { owner: wanted.owner.clone(), cursor, limit: room.min(LIST_SESSIONS_MAX) };
-            next = match handle.ask(&node.name, errand, left).await.ok_or(Failure::Stopping)? {
-                Ok(ErrandOutcome::Listed { mut sessions, next }) => {
-                    sessions.truncate(room as usize);
-                    page.sessions
-                        .extend(sessions.into_iter().map(|facts| SessionRow::new(facts, &node.name)));
-                    // A list that does not go on must not hold this up for ever.
-                    next.filter(|next| *next > cursor)
-                }
-                other => {
-                    page.missing.push(format!("the sessions of {}: {}", node.name, why(other)));
-                    None
-                }
-            };
+    if !first.is_empty() && !status.nodes.iter().any(|node| node.name == first && node.incarnation != 0) {
+        page.missing.push(format!("the rest of the sessions of {first}, which is not up any more"));
+    }
+    let hosts = status.nodes.iter().filter(|node| node.incarnation != 0 && node.name >= first);
+    for node in hosts.filter(|node| wanted.node.as_ref().is_none_or(|wanted| *wanted == node.name)) {
+        let from = if node.name == first { place } else { 0 };
+        page.next = list_node(handle, wanted, &node.name, from, deadline, &mut page).await?;
+        if page.next.is_some() {
+            break;
         }
     }
+    let now = handle.status().await.ok_or(Failure::Stopping)?;
+    page.missing.extend(unseen(&status, &now));
+    page.epoch = now.epoch;
     Ok(page)
+}
+
+/// Takes a node's sessions from this place on; where to go on if there is no room or no time for all.
+async fn list_node(
+    handle: &Handle,
+    wanted: &Wanted,
+    node: &str,
+    from: u32,
+    deadline: Instant,
+    page: &mut SessionPage,
+) -> Result<Option<String>, Failure> {
+    let mut cursor = from;
+    loop {
+        let room = wanted.limit.saturating_sub(page.sessions.len() as u32);
+        let left = deadline.saturating_duration_since(Instant::now());
+        if room == 0 || left.is_zero() {
+            return Ok(Some(format!("{node}.{cursor}")));
+        }
+        let errand = Errand::List { owner: wanted.owner.clone(), cursor, limit: room.min(LIST_SESSIONS_MAX) };
+        let next = match handle.ask(node, errand, left).await.ok_or(Failure::Stopping)? {
+            Ok(ErrandOutcome::Listed { mut sessions, next }) => {
+                if sessions.len() > room as usize {
+                    page.missing.push(format!("some sessions of {node}: it gave more than were asked for"));
+                    sessions.truncate(room as usize);
+                }
+                page.sessions.extend(sessions.into_iter().map(|facts| SessionRow::new(facts, node)));
+                next
+            }
+            other => {
+                page.missing.push(format!("the sessions of {node}: {}", why(other)));
+                return Ok(None);
+            }
+        };
+        match next {
+            None => return Ok(None),
+            Some(next) if next > cursor => cursor = next,
+            // A list that does not go on must not hold this up for ever.
+            Some(_) => {
+                page.missing
+                    .push(format!("the rest of the sessions of {node}: its list does not go on at {cursor}"));
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// The cluster; soon after the director's start, as soon as it knows it, if it does so in time.
+async fn known(handle: &Handle, deadline: Instant) -> Result<Status, Failure> {
+    loop {
+        let status = handle.status().await.ok_or(Failure::Stopping)?;
+        if !status.starting || Instant::now() >= deadline {
+            return Ok(status);
+        }
+        tokio::time::sleep(START_LOOK).await;
+    }
+}
+
+/// Whose sessions nobody, or another than was asked, may have had between these two looks at the cluster.
+fn unseen(before: &Status, after: &Status) -> Vec<String> {
+    let mut unseen = Vec::new();
+    if before.starting {
+        unseen.push("sessions of nodes that this director, which has just started, may not know".to_owned());
+    }
+    let mut dead: Vec<_> = before.dead.iter().chain(&after.dead).collect();
+    dead.sort_by(|a, b| (&a.name, a.incarnation).cmp(&(&b.name, b.incarnation)));
+    dead.dedup_by_key(|dead| dead.incarnation);
+    for dead in &dead {
+        unseen.push(format!("sessions of {} ({}), which are being adopted", dead.name, dead.tag));
+    }
+    for life in before.nodes.iter().filter(|node| node.incarnation != 0) {
+        let lives_on = after.nodes.iter().any(|node| node.incarnation == life.incarnation);
+        if !lives_on && !dead.iter().any(|dead| dead.incarnation == life.incarnation) {
+            unseen.push(format!("sessions of {} ({}), which were adopted meanwhile", life.name, life.tag));
+        }
+    }
+    unseen
 }
 
 /// One session, wherever it is hosted.
@@ -170,7 +236,7 @@ pub async fn show(
     values: bool,
     within: Duration,
 ) -> Result<SessionPicture, Failure> {
-    let status = handle.status().await.ok_or(Failure::Stopping)?;
+    let status = known(handle, Instant::now() + within).await?;
     let names = status.nodes.iter().filter(|node| node.incarnation != 0).map(|node| node.name.clone());
     let asked: Vec<_> = names
         .map(|name| {
@@ -181,19 +247,20 @@ pub async fn show(
             })
         })
         .collect();
-    let mut trouble: Vec<String> = status
-        .dead
-        .iter()
-        .map(|dead| format!("sessions of {} ({}) are still being adopted", dead.name, dead.tag))
-        .collect();
+    let mut trouble = Vec::new();
     for answer in asked {
-        let Ok((name, answer)) = answer.await else { continue };
+        let Ok((name, answer)) = answer.await else {
+            trouble.push("a question to a node broke off".to_owned());
+            continue;
+        };
         match answer.ok_or(Failure::Stopping)? {
             Ok(ErrandOutcome::Shown(Some(detail))) => return Ok(SessionPicture::new(*detail, &name)),
             Ok(ErrandOutcome::Shown(None)) => {}
             other => trouble.push(format!("node {name}: {}", why(other))),
         }
     }
+    let now = handle.status().await.ok_or(Failure::Stopping)?;
+    trouble.extend(unseen(&status, &now));
     match trouble.is_empty() {
         true => Err(Failure::Missing),
         false => Err(Failure::Uncertain(trouble.join("; "))),
@@ -291,5 +358,48 @@ mod tests {
         assert_eq!((whole.value, whole.cut), (Some(json!("hi")), false));
         let odd = value(AttributeKind::F64, 8, AttributeValue::F64(f64::NAN));
         assert_eq!(odd.value, Some(json!("NaN")));
+    }
+
+    /// A cluster with these lives of nodes, and these that are over.
+    fn cluster(starting: bool, lives: &[(&str, u64)], dead: &[(&str, u64)]) -> Status {
+        let nodes: Vec<Value> = lives
+            .iter()
+            .map(|(name, life)| {
+                json!({
+                    "name": name, "tag": life.to_string(), "incarnation": life, "state": "up", "pids": [],
+                    "epoch": { "term": 0, "number": 0 }, "sessions": 0, "address": "", "safe": [0, 0, 0],
+                    "cache_bytes": [0, 0], "links": [], "counters": {},
+                })
+            })
+            .collect();
+        let dead: Vec<Value> = dead
+            .iter()
+            .map(|(name, life)| {
+                let tag = life.to_string();
+                json!({ "name": name, "tag": tag, "incarnation": life, "sealed": true, "unsettled": 0 })
+            })
+            .collect();
+        serde_json::from_value(json!({
+            "epoch": { "term": 0, "number": 0 }, "starting": starting, "copies": 2, "nodes": nodes,
+            "servers": [], "dead": dead, "protection": { "0": 0, "1": 0, "2": 0 }, "spared": 0,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn nodes_that_end_while_they_are_asked_are_named() {
+        let before = cluster(false, &[("n1", 1), ("n2", 2), ("n3", 3)], &[("n4", 4)]);
+        assert_eq!(unseen(&before, &before), ["sessions of n4 (4), which are being adopted"]);
+        // One is dead, one was already adopted and is back, and one has come: it had nothing before.
+        let after = cluster(false, &[("n1", 1), ("n2", 5), ("n4", 6), ("n5", 0)], &[("n3", 3), ("n4", 4)]);
+        let expected = [
+            "sessions of n3 (3), which are being adopted",
+            "sessions of n4 (4), which are being adopted",
+            "sessions of n2 (2), which were adopted meanwhile",
+        ];
+        assert_eq!(unseen(&before, &after), expected);
+        assert_eq!(unseen(&cluster(false, &[("n1", 0)], &[]), &after).len(), 2, "no life, nothing to miss");
+        let starts = cluster(true, &[], &[]);
+        assert!(unseen(&starts, &cluster(false, &[], &[]))[0].contains("just started"));
     }
 }

@@ -86,6 +86,14 @@ impl Cluster {
         true
     }
 
+    /// Whether nodes that nobody has told of may still show up with their sessions.
+    pub(super) fn is_starting(&self) -> bool {
+        match self.phase {
+            Phase::Recovering { .. } => true,
+            Phase::Steady { grace_until, .. } => self.last_tick.is_none_or(|last| last <= grace_until),
+        }
+    }
+
     /// What the last director here published last.
     fn kept(&self) -> Option<&View> {
         self.settings.kept.as_ref().filter(|view| holds(Rule::R12Epochs) && self.is_plausible(view.epoch))

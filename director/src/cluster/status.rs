@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 pub struct Status {
     /// Number of the view.
     pub epoch: Epoch,
+    /// The director has just started: there may be nodes, and dead ones, that it does not know yet.
+    #[serde(default)]
+    pub starting: bool,
     /// Copies that each session shall have.
     pub copies: u32,
     /// Every configured node.
@@ -183,6 +186,7 @@ impl Cluster {
         let nodes = nodes.collect();
         Status {
             epoch: self.epoch,
+            starting: self.is_starting(),
             copies: self.settings.copies,
             nodes,
             servers: self.server_statuses(),

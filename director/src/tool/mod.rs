@@ -31,7 +31,8 @@ Examples:
   selvage drain n1 && systemctl restart nginx && selvage undrain n1
   selvage --admin http://10.0.0.1:8081 --json status | jq .protection
 
-Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the director cannot be reached or does not answer.";
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the director cannot be reached or does not answer;
+4 a list that is not complete: what is missing stands below it.";
 
 /// Exit codes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,6 +43,21 @@ enum Code {
     Usage = 2,
     /// No director answers.
     Unreachable = 3,
+    /// What was printed is not all that was asked for, and says so.
+    Incomplete = 4,
+}
+
+/// What is to be printed.
+struct Said {
+    text: String,
+    /// It is all that was asked for.
+    is_whole: bool,
+}
+
+impl Said {
+    fn whole(text: String) -> Self {
+        Self { text, is_whole: true }
+    }
 }
 
 /// Arguments of `selvage`.
@@ -139,15 +155,21 @@ pub fn command() -> clap::Command {
 
 /// Does what the arguments say and prints what comes of it.
 pub fn run(arguments: &Arguments) -> ExitCode {
-    let printed = execute(arguments).and_then(|text| {
+    let printed = execute(arguments).and_then(|said| {
         let mut out = std::io::stdout().lock();
-        match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        match out.write_all(said.text.as_bytes()).and_then(|()| out.flush()) {
             // Whoever reads has seen enough.
-            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            written => written.map_err(|why| Error::os(Origin::Director, "cannot print", why)),
+            Err(why) if why.kind() == std::io::ErrorKind::BrokenPipe => Ok(said.is_whole),
+            written => written
+                .map(|()| said.is_whole)
+                .map_err(|why| Error::os(Origin::Director, "cannot print", why)),
         }
     });
-    let Err(error) = printed else { return ExitCode::SUCCESS };
+    let error = match printed {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => return ExitCode::from(Code::Incomplete as u8),
+        Err(error) => error,
+    };
     let code = match error.kind {
         ErrorKind::Unreachable | ErrorKind::Timeout => Code::Unreachable,
         ErrorKind::Invalid if error.origin == Origin::Director => Code::Usage,
@@ -160,12 +182,12 @@ pub fn run(arguments: &Arguments) -> ExitCode {
     ExitCode::from(code as u8)
 }
 
-fn execute(arguments: &Arguments) -> Result<String> {
+fn execute(arguments: &Arguments) -> Result<Said> {
     let common = &arguments.common;
-    match &arguments.command {
+    let text = match &arguments.command {
         Command::Status => status::run(common),
         Command::Top(top) => top::run(common, top),
-        Command::Sessions(command) => sessions::run(common, command),
+        Command::Sessions(command) => return sessions::run(common, command),
         Command::Drain(node) => nodes::change(common, node, "drain"),
         Command::Undrain(node) => nodes::change(common, node, "undrain"),
         Command::Maintenance(node) => nodes::change(common, node, "maintenance"),
@@ -178,7 +200,8 @@ fn execute(arguments: &Arguments) -> Result<String> {
             Ok(String::from_utf8_lossy(&text).into_owned())
         }
         Command::Ca(arguments) => ca::run(common, arguments),
-    }
+    };
+    text.map(Said::whole)
 }
 
 /// A mistake of who typed it.

@@ -3,8 +3,8 @@
 use super::call::Caller;
 use super::nodes::encode;
 use super::table::{bytes, is_coloured, number, plain, since, table, text, time, until, word};
-use super::{Common, usage};
-use crate::sessions::{PAGE_DEFAULT, PAGE_MAX, SessionPage, SessionPicture, SessionRow};
+use super::{Common, Said, usage};
+use crate::sessions::{PAGE_DEFAULT, PAGE_MAX, SessionPage, SessionPicture, SessionRow, Wanted};
 use clap::{Args, Subcommand};
 use hyper::Method;
 use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
@@ -90,24 +90,29 @@ struct Killed {
 }
 
 /// Does it.
-pub(super) fn run(common: &Common, command: &Command) -> Result<String> {
+pub(super) fn run(common: &Common, command: &Command) -> Result<Said> {
     let caller = Caller::new(common.url()?)?;
-    match command {
-        Command::List(wanted) => {
-            let page = if wanted.all {
-                list_all(&caller, wanted)?
-            } else {
-                list(&caller, wanted, wanted.cursor.as_deref())?
-            };
-            common.say(&page, || describe_page(&page))
-        }
+    let said = match command {
+        Command::List(wanted) => return run_list(common, &caller, wanted),
         Command::Show(Show { id, values }) => {
             let path = format!("/admin/sessions/{id}?values={values}");
             let picture: SessionPicture = caller.json(Method::GET, &path)?;
             common.say(&picture, || describe(&picture))
         }
         Command::Kill(kill) => run_kill(common, &caller, kill),
-    }
+    };
+    said.map(Said::whole)
+}
+
+fn run_list(common: &Common, caller: &Caller, wanted: &List) -> Result<Said> {
+    let page = match wanted.all {
+        true => list_all(|cursor| list(caller, wanted, cursor))?,
+        false => list(caller, wanted, wanted.cursor.as_deref())?,
+    };
+    // What was asked for is a page: more beyond it is as it should be, but not more within it.
+    let is_late = page.next.is_some() && page.sessions.len() < wanted.limit as usize;
+    let text = common.say(&page, || describe_page(&page, is_late))?;
+    Ok(Said { text, is_whole: page.missing.is_empty() && !is_late })
 }
 
 fn list(caller: &Caller, wanted: &List, cursor: Option<&str>) -> Result<SessionPage> {
@@ -121,22 +126,39 @@ fn list(caller: &Caller, wanted: &List, cursor: Option<&str>) -> Result<SessionP
     caller.json(Method::GET, &path)
 }
 
-fn list_all(caller: &Caller, wanted: &List) -> Result<SessionPage> {
-    let mut whole = list(caller, wanted, None)?;
+/// All pages as one.
+fn list_all(mut list: impl FnMut(Option<&str>) -> Result<SessionPage>) -> Result<SessionPage> {
+    let mut whole = list(None)?;
     while let Some(cursor) = whole.next.take() {
-        let page = list(caller, wanted, Some(&cursor))?;
-        if page.next.as_ref() == Some(&cursor) {
-            let what = format!("the list does not go on at {cursor}; try again");
-            return Err(Error::new(ErrorKind::NotYet, Origin::Director, what));
+        let page = list(Some(&cursor))?;
+        if page.epoch != whole.epoch {
+            let (one, other) = (whole.epoch, page.epoch);
+            let what = format!("sessions that moved when the cluster changed from epoch {one} to {other}");
+            whole.missing.push(what);
         }
         whole.sessions.extend(page.sessions);
-        whole.missing = page.missing;
+        // What one page could not see the next one does not speak of, or says again.
+        for missing in page.missing {
+            if !whole.missing.contains(&missing) {
+                whole.missing.push(missing);
+            }
+        }
+        whole.epoch = page.epoch;
         whole.next = page.next;
+        if whole.next.as_ref().is_some_and(|next| !is_further(next, &cursor)) {
+            whole.missing.push(format!("what comes after {cursor}, where the list does not go on"));
+            break;
+        }
     }
     Ok(whole)
 }
 
-fn describe_page(page: &SessionPage) -> String {
+/// Whether a list that has come from `before` to `after` has an end.
+fn is_further(after: &str, before: &str) -> bool {
+    Wanted::parse_cursor(after) > Wanted::parse_cursor(before)
+}
+
+fn describe_page(page: &SessionPage, is_late: bool) -> String {
     let mut rows =
         table(&["SESSION", "OWNER", "NODE", "COPIES", "VERSION", "SIZE", "AGE", "EXPIRES IN", "LOCKED"]);
     for session in &page.sessions {
@@ -161,7 +183,8 @@ fn describe_page(page: &SessionPage) -> String {
         let _ = writeln!(page_text, "not in this list: {}", plain(missing));
     }
     if let Some(next) = &page.next {
-        let _ = writeln!(page_text, "there are more: --cursor {}", plain(next));
+        let why = if is_late { "the time was over, and there may be more" } else { "there are more" };
+        let _ = writeln!(page_text, "{why}: --cursor {}", plain(next));
     }
     page_text
 }
@@ -258,4 +281,60 @@ fn parse_id(text: &str) -> Result<SessionId, String> {
             SessionId::TEXT_LEN
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selvage_fabric::ident::Epoch;
+    use std::cell::Cell;
+
+    fn page(next: Option<&str>, missing: &[&str], number: u32) -> SessionPage {
+        SessionPage {
+            sessions: Vec::new(),
+            next: next.map(str::to_owned),
+            missing: missing.iter().map(|what| (*what).to_owned()).collect(),
+            epoch: Epoch { term: 1, number },
+        }
+    }
+
+    fn all(pages: &[SessionPage]) -> SessionPage {
+        let at = Cell::new(0);
+        let whole = list_all(|cursor| {
+            let page = pages.get(at.get()).expect("it goes on and on").clone();
+            let before = at.get().checked_sub(1).and_then(|before| pages[before].next.as_deref());
+            assert_eq!(cursor, before, "each page says where the next one begins");
+            at.set(at.get() + 1);
+            Ok(page)
+        });
+        whole.unwrap()
+    }
+
+    #[test]
+    fn what_any_page_misses_the_whole_list_misses() {
+        let whole = all(&[
+            page(Some("n2.0"), &["n1"], 7),
+            page(Some("n2.9"), &["n1", "n0"], 7),
+            page(Some("n10.3"), &[], 7),
+        ]);
+        assert_eq!(whole.missing[..2], ["n1", "n0"], "once each");
+        assert!(whole.missing[2].contains("after n2.9") && whole.missing.len() == 3, "names only rise");
+        assert_eq!(whole.next.as_deref(), Some("n10.3"));
+        let whole = all(&[page(Some("n1.5"), &[], 7), page(Some("n1.6"), &[], 7), page(None, &[], 7)]);
+        assert_eq!((whole.missing.len(), whole.next), (0, None));
+    }
+
+    #[test]
+    fn a_list_ends_where_it_does_not_go_on() {
+        for stuck in ["n1.5", "n1.4", "n0.9", "nothing"] {
+            let whole = all(&[page(Some("n1.5"), &[], 7), page(Some(stuck), &[], 7)]);
+            assert!(whole.missing[0].contains("after n1.5"), "{stuck}: {:?}", whole.missing);
+        }
+    }
+
+    #[test]
+    fn pages_of_different_views_are_no_whole_list() {
+        let whole = all(&[page(Some("n1.5"), &[], 7), page(Some("n2.1"), &[], 8), page(None, &[], 8)]);
+        assert_eq!(whole.missing, ["sessions that moved when the cluster changed from epoch 1.7 to 1.8"]);
+    }
 }

@@ -34,6 +34,9 @@ pub(super) fn describe(status: &Status) -> String {
         "\nsessions with 0 safe copies: {}, with 1: {}, with 2: {} (wanted: {})",
         protection.none, protection.one, protection.two, status.copies
     );
+    if status.starting {
+        page += "the director has just started: there may be nodes that it does not know yet\n";
+    }
     for dead in &status.dead {
         let what = if dead.sealed { "being adopted" } else { "being sealed" };
         let _ =

@@ -182,6 +182,64 @@ fn what_is_not_certain_is_said() {
     );
 }
 
+/// A list that is not complete: what was printed.
+fn partial(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[test]
+fn a_list_that_is_not_complete_says_so_in_every_form() {
+    let site = Site::new();
+    let _director = site.start();
+    let _server = play_server(&site, 7, 100_000, 0);
+    until("the server is up", || site.view()["servers"][0]["state"] == "up");
+    let _one = play_host(site.steward("n1", Incarnation::NONE), |_| {
+        Some(ErrandOutcome::Failed("its cache is broken".to_owned()))
+    });
+    let twos: Sessions = (1..=3).map(|at| (id(at), "ann".to_owned())).collect();
+    let _two = play_host(site.steward("n2", Incarnation::NONE), hosting(twos));
+    let list = ["sessions", "list", "--limit", "2"];
+    let said = partial(&site.selvage(&list));
+    let missing = "the sessions of n1: its cache is broken";
+    assert!(
+        said.contains(&format!("not in this list: {missing}")) && said.contains("there are more"),
+        "{said}"
+    );
+    for more in [&list[..], &["sessions", "list", "--all"]] {
+        let page: Value =
+            serde_json::from_str(&partial(&site.selvage(&[more, &["--json"]].concat()))).unwrap();
+        assert_eq!(page["missing"], json!([missing]), "{more:?}");
+        assert_eq!(page["sessions"].as_array().unwrap().len(), if more == list { 2 } else { 3 });
+    }
+    good(&site.selvage(&["sessions", "list", "--json", "--node", "n2"]));
+    good(&site.selvage(&["sessions", "list", "--json", "--cursor", "n2.1"]));
+    let said = partial(&site.selvage(&["sessions", "list", "--cursor", "n11.4"]));
+    assert!(said.contains("the rest of the sessions of n11, which is not up any more"), "{said}");
+}
+
+#[test]
+fn a_nodes_list_that_does_not_go_on_ends_and_is_said() {
+    let site = Site::new();
+    let _director = site.start();
+    let _server = play_server(&site, 7, 100_000, 0);
+    until("the server is up", || site.view()["servers"][0]["state"] == "up");
+    let _one = play_host(site.steward("n1", Incarnation::NONE), |errand| match errand {
+        Errand::List { cursor, .. } => {
+            Some(ErrandOutcome::Listed { sessions: vec![facts(id(1), "ann")], next: Some(cursor.min(5)) })
+        }
+        other => panic!("{other:?}"),
+    });
+    for all in [&["--json"][..], &["--json", "--all"]] {
+        let said = partial(&site.selvage(&[&["sessions", "list"], all].concat()));
+        let page: Value = serde_json::from_str(&said).unwrap();
+        assert_eq!(page["sessions"].as_array().unwrap().len(), 1);
+        let missing = "the rest of the sessions of n1: its list does not go on at 0";
+        assert_eq!(page["missing"], json!([missing]));
+    }
+}
+
 #[test]
 fn requests_that_make_no_sense_or_come_from_pages_are_refused() {
     let site = Site::new();

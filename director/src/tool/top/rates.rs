@@ -291,6 +291,7 @@ mod tests {
     fn sample(at: Instant, nodes: Vec<NodeStatus>, requests: u64) -> Sample {
         let status = Status {
             epoch: Epoch::default(),
+            starting: false,
             copies: 2,
             nodes,
             servers: Vec::new(),

@@ -198,6 +198,7 @@ mod tests {
     fn sample(sessions: u64, requests: u64, at: Instant) -> Sample {
         let status = Status {
             epoch: Epoch { term: 3, number: 14 },
+            starting: false,
             copies: 2,
             nodes: Vec::new(),
             servers: Vec::new(),
