@@ -57,7 +57,7 @@ impl Admin {
         }
         let served = async {
             let query = Query::parse(request.uri().query().unwrap_or_default())?;
-            let within = query.within.unwrap_or(REQUEST_WAIT).min(REQUEST_WAIT_MAX);
+            let within = query.within.unwrap_or(REQUEST_WAIT);
             Ok(match parts {
                 ["admin", "sessions"] => self.list(query, within).await?,
                 ["admin", "sessions", id] if request.method() == Method::GET => {
@@ -115,7 +115,7 @@ impl Query {
                 "owner" => query.owner = Some(value.into_owned()),
                 "node" => query.node = Some(value.into_owned()),
                 "limit" => query.limit = Some(number()?),
-                "within_ms" => query.within = Some(Duration::from_millis(number()?.into())),
+                "within_ms" => query.within = Some(parse_within(number()?)?),
                 "values" if matches!(&*value, "true" | "false") => query.values = value == "true",
                 "cursor" => {
                     let cursor = Wanted::parse_cursor(&value);
@@ -125,6 +125,15 @@ impl Query {
             }
         }
         Ok(query)
+    }
+}
+
+/// A shorter time than was asked for would be a surprise to who waits.
+fn parse_within(within_ms: u32) -> Result<Duration, String> {
+    let within = Duration::from_millis(within_ms.into());
+    match within <= REQUEST_WAIT_MAX {
+        true => Ok(within),
+        false => Err(format!("within_ms is {within_ms}; it may be {} at most", REQUEST_WAIT_MAX.as_millis())),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Calls of the admin API.
 
+use crate::limits::REQUEST_WAIT;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::header::{HOST, HeaderValue};
@@ -12,14 +13,20 @@ use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 
-/// Longest wait for an answer; a drain waits for the adoption.
+/// Longest wait for an answer that the director gives at once, or in the time that it takes itself for a
+/// request whose time was not said.
 const WAIT: Duration = Duration::from_secs(60);
+/// How much longer than the time that the director was given its answer is waited for.
+const MARGIN: Duration = Duration::from_secs(5);
 /// Largest answer, bytes.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+const _: () = assert!(REQUEST_WAIT.as_secs() + MARGIN.as_secs() < WAIT.as_secs());
 
 /// A client of one director.
 pub(super) struct Caller {
     url: String,
+    wait: Duration,
     runtime: Runtime,
     client: Client<HttpConnector, Empty<Bytes>>,
 }
@@ -37,7 +44,12 @@ impl Caller {
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|why| Error::os(Origin::Director, "cannot start the runtime", why))?;
-        Ok(Self { url, runtime, client: Client::builder(TokioExecutor::new()).build_http() })
+        Ok(Self { url, wait: WAIT, runtime, client: Client::builder(TokioExecutor::new()).build_http() })
+    }
+
+    /// The same, for a request that the director may take so long for.
+    pub fn patient(self, within: Duration) -> Self {
+        Self { wait: within + MARGIN, ..self }
     }
 
     /// Calls and reads the answer's JSON.
@@ -59,11 +71,12 @@ impl Caller {
     /// As [`Self::json`].
     pub fn text(&self, method: Method, path: &str) -> Result<String> {
         let late = || {
-            let what = format!("the director at {} does not answer within {} s", self.url, WAIT.as_secs());
+            let what =
+                format!("the director at {} does not answer within {} s", self.url, self.wait.as_secs());
             Error::new(ErrorKind::Timeout, Origin::Director, what)
         };
         let exchange = self.exchange(method, path);
-        self.runtime.block_on(async { tokio::time::timeout(WAIT, exchange).await.map_err(|_| late())? })
+        self.runtime.block_on(async { tokio::time::timeout(self.wait, exchange).await.map_err(|_| late())? })
     }
 
     async fn exchange(&self, method: Method, path: &str) -> Result<String> {

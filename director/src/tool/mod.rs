@@ -94,11 +94,11 @@ enum Command {
     #[command(subcommand)]
     Sessions(sessions::Command),
     /// Hand the sessions of a node over to the others and keep it out, with no failed request.
-    Drain(nodes::Node),
+    Drain(nodes::Leaving),
     /// Let a drained node come back.
     Undrain(nodes::Node),
     /// As drain, for a longer time: says so in the state, and stays over health checks.
-    Maintenance(nodes::Node),
+    Maintenance(nodes::Leaving),
     /// End drain or maintenance.
     Ready(nodes::Node),
     /// Set a node's share of new sessions.
@@ -188,10 +188,10 @@ fn execute(arguments: &Arguments) -> Result<Said> {
         Command::Status => status::run(common),
         Command::Top(top) => top::run(common, top),
         Command::Sessions(command) => return sessions::run(common, command),
-        Command::Drain(node) => nodes::change(common, node, "drain"),
-        Command::Undrain(node) => nodes::change(common, node, "undrain"),
-        Command::Maintenance(node) => nodes::change(common, node, "maintenance"),
-        Command::Ready(node) => nodes::change(common, node, "ready"),
+        Command::Drain(node) => nodes::take_out(common, node, "drain"),
+        Command::Undrain(node) => nodes::take_back(common, node, "undrain"),
+        Command::Maintenance(node) => nodes::take_out(common, node, "maintenance"),
+        Command::Ready(node) => nodes::take_back(common, node, "ready"),
         Command::Weight(weight) => nodes::weigh(common, weight),
         Command::CheckConfig { file, against_running } => check::run(common, file, *against_running),
         Command::Completions { shell } => {

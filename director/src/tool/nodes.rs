@@ -2,17 +2,31 @@
 
 use super::Common;
 use super::call::Caller;
+use super::table::plain;
 use clap::Args;
 use hyper::Method;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use selvage_fabric::error::Result;
+use selvage_fabric::error::{Error, ErrorKind, Origin, Result};
 use serde_json::Value;
+use std::time::Duration;
 
 /// Which node.
 #[derive(Args, Debug)]
 pub(super) struct Node {
     /// The node's name.
     node: String,
+}
+
+/// A node that is to be taken out.
+#[derive(Args, Debug)]
+pub(super) struct Leaving {
+    #[command(flatten)]
+    node: Node,
+    /// Wait so many seconds for the hand-over; the director goes on with it after that, too. It takes one and
+    /// a half times `hold_ms`, and 30 s for the adoption, at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=3600))]
+    within: u32,
 }
 
 /// A node's weight.
@@ -24,20 +38,35 @@ pub(super) struct Weight {
     weight: String,
 }
 
-/// Changes a node's state.
-pub(super) fn change(common: &Common, node: &Node, what: &str) -> Result<String> {
-    post(common, node, what)
+/// Takes a node out, and waits for the hand-over of its sessions.
+pub(super) fn take_out(common: &Common, leaving: &Leaving, what: &str) -> Result<String> {
+    let caller = Caller::new(common.url()?)?.patient(Duration::from_secs(leaving.within.into()));
+    post(common, &caller, &leaving.node, what).map_err(|error| match error.kind {
+        ErrorKind::Timeout => {
+            let text = format!("{error}; the hand-over goes on there: see selvage status");
+            Error::new(ErrorKind::Timeout, Origin::Director, text)
+        }
+        _ => error,
+    })
+}
+
+/// Takes a node back.
+pub(super) fn take_back(common: &Common, node: &Node, what: &str) -> Result<String> {
+    post(common, &Caller::new(common.url()?)?, node, what)
 }
 
 /// Changes a node's weight.
 pub(super) fn weigh(common: &Common, weight: &Weight) -> Result<String> {
-    post(common, &weight.node, &format!("weight?weight={}", encode(&weight.weight)))
+    let what = format!("weight?weight={}", encode(&weight.weight));
+    post(common, &Caller::new(common.url()?)?, &weight.node, &what)
 }
 
-fn post(common: &Common, node: &Node, what: &str) -> Result<String> {
+fn post(common: &Common, caller: &Caller, node: &Node, what: &str) -> Result<String> {
     let path = format!("/admin/nodes/{}/{what}", encode(&node.node));
-    let answer: Value = Caller::new(common.url()?)?.json(Method::POST, &path)?;
-    common.say(&answer, || format!("node {}: {}\n", node.node, answer["result"].as_str().unwrap_or("done")))
+    let answer: Value = caller.json(Method::POST, &path)?;
+    common.say(&answer, || {
+        format!("node {}: {}\n", plain(&node.node), plain(answer["result"].as_str().unwrap_or("done")))
+    })
 }
 
 /// For a path or a query.

@@ -4,6 +4,7 @@ use super::call::Caller;
 use super::nodes::encode;
 use super::table::{bytes, is_coloured, number, plain, since, table, text, time, until, word};
 use super::{Common, Said, usage};
+use crate::limits::REQUEST_WAIT_MAX;
 use crate::sessions::{PAGE_DEFAULT, PAGE_MAX, SessionPage, SessionPicture, SessionRow, Wanted};
 use clap::{Args, Subcommand};
 use hyper::Method;
@@ -13,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::io::{IsTerminal, Write as _};
+use std::time::Duration;
 
 /// What to do with sessions.
 #[derive(Subcommand, Debug)]
@@ -67,7 +69,7 @@ pub(super) struct Kill {
     yes: bool,
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    #[arg(value_parser = clap::value_parser!(u32).range(1..=60))]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=REQUEST_WAIT_MAX.as_secs() as i64))]
     within: u32,
 }
 
@@ -99,7 +101,10 @@ pub(super) fn run(common: &Common, command: &Command) -> Result<Said> {
             let picture: SessionPicture = caller.json(Method::GET, &path)?;
             common.say(&picture, || describe(&picture))
         }
-        Command::Kill(kill) => run_kill(common, &caller, kill),
+        Command::Kill(kill) => {
+            let caller = caller.patient(Duration::from_secs(kill.within.into()));
+            run_kill(common, &caller, kill)
+        }
     };
     said.map(Said::whole)
 }

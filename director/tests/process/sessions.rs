@@ -251,6 +251,8 @@ fn requests_that_make_no_sense_or_come_from_pages_are_refused() {
         ("GET", "/admin/sessions/short", "", 400, "no session id"),
         ("GET", "/admin/sessions?limit=0", "", 400, "1 to 1000"),
         ("GET", "/admin/sessions?limit=many", "", 400, "no number"),
+        ("GET", "/admin/sessions?within_ms=60001", "", 400, "60000 at most"),
+        ("DELETE", "/admin/owners/ann/sessions?within_ms=4294967295", "", 400, "60000 at most"),
         ("GET", "/admin/sessions?cursor=x", "", 400, "no cursor"),
         ("GET", "/admin/sessions?what=x", "", 400, "not known"),
         ("GET", "/admin/sessions?node=n9", "", 404, "n9"),
@@ -271,6 +273,7 @@ fn requests_that_make_no_sense_or_come_from_pages_are_refused() {
         (&["sessions", "show", "x"], "26 characters"),
         (&["sessions", "list", "--limit", "0"], "1..=1000"),
         (&["sessions", "kill", "--owner", "a", "--within", "0"], "1..=60"),
+        (&["drain", "n1", "--within", "0"], "1..=3600"),
         (&["status", "--admin", "ftp://x"], "http://"),
         (&["top"], "--batch"),
         (&["frobnicate"], "frobnicate"),
@@ -279,6 +282,23 @@ fn requests_that_make_no_sense_or_come_from_pages_are_refused() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && said.contains(word), "{arguments:?}: {said}");
     }
+}
+
+#[test]
+fn a_director_is_given_the_time_that_was_said_and_a_little_more() {
+    let site = Site::new();
+    // It takes calls, and answers none.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = format!("http://{}", silent.local_addr().unwrap());
+    let [one, two] =
+        [&["drain", "n1", "--within", "1"][..], &["sessions", "kill", "--owner=a", "-y"]].map(|command| {
+            let more = if command[0] == "drain" { &[][..] } else { &["--within", "2"] };
+            let begun = std::time::Instant::now();
+            let output = site.selvage(&[command, more, &["--admin", &admin]].concat());
+            (bad(&output, 3), begun.elapsed().as_secs())
+        });
+    assert!(one.0.contains("within 6 s; the hand-over goes on there") && (6..9).contains(&one.1), "{one:?}");
+    assert!(two.0.contains("within 7 s") && (7..10).contains(&two.1), "{two:?}");
 }
 
 /// An application's connection after its hello.
