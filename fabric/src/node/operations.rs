@@ -216,7 +216,17 @@ impl Operations {
     }
 
     fn submit(&self, attachment: &Arc<Attachment>, job: Job) {
-        self.jobs.submit(attachment, job);
+        if let Some(job) = self.jobs.submit(job, || start_worker(attachment)) {
+            // There is no thread to be had: its caller waits here, and is not forgotten.
+            job(attachment);
+        }
+    }
+
+    /// Leaves a job to a thread that can take long and helps nobody else.
+    pub fn submit_patient(&self, attachment: &Arc<Attachment>, job: Job) {
+        if let Some(job) = self.jobs.submit_patient(job, || start_worker(attachment)) {
+            job(attachment);
+        }
     }
 
     /// Puts a wait into the care of the waiting thread.
@@ -225,19 +235,31 @@ impl Operations {
         if self.stopped.load(Ordering::Acquire) {
             return;
         }
-        wait.host.cache.ring_doorbell();
-        waits.list.push(wait);
         if !waits.running {
             let attachment = attachment.clone();
             let waiter = std::thread::Builder::new()
                 .name("selvage-waiter".into())
                 .spawn(move || attachment.operations.tend(&attachment));
-            match waiter {
-                Ok(_) => waits.running = true,
-                Err(error) => tracing::error!(%error, "cannot start the waiting thread"),
+            if let Err(error) = waiter {
+                drop(waits);
+                return self.refuse(wait, Error::os(Origin::Node, "cannot start the waiting thread", error));
             }
+            waits.running = true;
         }
+        wait.host.cache.ring_doorbell();
+        waits.list.push(wait);
         self.waits_changed.notify_one();
+    }
+
+    /// Ends a wait that nobody can take care of.
+    fn refuse(&self, wait: Wait, error: Error) {
+        tracing::error!(%error, "an operation fails");
+        let Some(op) = wait.purpose.op() else { return };
+        let (user_data, ended) = match wait.purpose {
+            Purpose::Open(opening) => (opening.user_data, Ended::Opened(Err(error))),
+            Purpose::Work(working, session) => (working.user_data, working.work.failed(session, error)),
+        };
+        self.complete(op, user_data, ended);
     }
 
     /// Body of the waiting thread.
@@ -526,6 +548,15 @@ impl Operations {
         self.submit(attachment, Box::new(job));
         Begun::Pending(op)
     }
+}
+
+/// Starts a worker thread, if it can.
+fn start_worker(attachment: &Arc<Attachment>) -> bool {
+    let attachment = attachment.clone();
+    let worker = std::thread::Builder::new()
+        .name("selvage-worker".into())
+        .spawn(move || attachment.operations.jobs.work(&attachment));
+    worker.inspect_err(|error| tracing::error!(%error, "cannot start a worker thread")).is_ok()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

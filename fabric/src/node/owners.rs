@@ -46,7 +46,7 @@ pub(super) fn begin(attachment: &Arc<Attachment>, owner: &str, deadline: Instant
         let destroyed = destroy_owner(attachment, &owner, deadline);
         attachment.operations.complete(op, user_data, Ended::OwnerDestroyed(destroyed));
     };
-    attachment.operations.jobs.submit_patient(attachment, Box::new(job));
+    attachment.operations.submit_patient(attachment, Box::new(job));
     Begun::Pending(op)
 }
 
