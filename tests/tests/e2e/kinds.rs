@@ -153,6 +153,36 @@ async fn ask_everything(node: &str, address: SocketAddr, strange_cookie: &str) -
             all.push(seen(&what, node, &answer));
         }
     }
+    all.extend(ask_by_an_old_id(node, address).await);
+    all
+}
+
+/// What is asked by an id that the session had before: it shows what was, and changes nothing.
+async fn ask_by_an_old_id(node: &str, address: SocketAddr) -> Vec<Seen> {
+    let mut browser = Browser::new(address);
+    assert_eq!(browser.put("/session/user", "guest").await.unwrap().status, StatusCode::NO_CONTENT);
+    let mut parallel = Browser::with_cookie(address, browser.cookie.clone().unwrap());
+    assert_eq!(browser.post("/session/regenerate").await.unwrap().status, StatusCode::OK);
+    let mut all = Vec::new();
+    for (method, path, expected) in [
+        (Method::GET, "/session", 200),
+        (Method::GET, "/session/user", 200),
+        (Method::GET, "/", 200),
+        (Method::PUT, "/session/user", 503),
+        (Method::DELETE, "/session/user", 503),
+        (Method::POST, "/session/visits/incr", 503),
+        (Method::POST, "/session/regenerate", 503),
+        (Method::DELETE, "/session", 503),
+    ] {
+        let what = format!("{method} {path} by an old id");
+        let seen = seen(&what, node, &parallel.send(method, path, "eve").await.unwrap());
+        assert_eq!(seen.status, expected, "{node}: {seen:?}");
+        let retry = seen.headers.get("retry-after").map(String::as_str);
+        assert_eq!(retry, (expected == 503).then_some("1"), "{node}: {seen:?}");
+        assert!(!seen.headers.contains_key("set-cookie"), "{node}: {seen:?}");
+        all.push(seen);
+    }
+    assert_eq!(browser.get("/session/user").await.unwrap().text(), "guest");
     all
 }
 
@@ -179,7 +209,7 @@ async fn fill(node: &str, address: SocketAddr) -> Seen {
 #[tokio::test(flavor = "multi_thread")]
 async fn both_kinds_answer_alike() {
     let mut options = options();
-    options.tables.push_str("[session]\nwait_ms = 300\n");
+    options.tables.push_str("[session]\nwait_ms = 300\nregenerate_grace_ms = 60000\n");
     let mut stage = both_kinds(options).await;
     let [one, two] = ["n1", "n2"].map(|node| stage.node_address(node).unwrap());
     let mut cookies = Vec::new();
