@@ -148,12 +148,12 @@ ngx_http_selvage_header_filter(ngx_http_request_t *r)
 {
     ngx_http_selvage_ctx_t *ctx;
 
+    if (ngx_http_selvage_harvest(r) != NGX_OK) {
+        return NGX_ERROR;
+    }
     if (r->background) {
         /* A mirror's answer, or a cache's refresh: nobody has asked what it says. */
         return ngx_http_next_header_filter(r);
-    }
-    if (ngx_http_selvage_harvest(r) != NGX_OK) {
-        return NGX_ERROR;
     }
     ctx = ngx_http_selvage_known_ctx(r);
     if (r != r->main) {

@@ -264,6 +264,10 @@ ngx_http_selvage_harvest_list(ngx_http_request_t *r, ngx_list_t *headers)
                 /* What is said to one browser is not kept for others. */
                 r->upstream->cacheable = 0;
             }
+            if (r->background) {
+                /* Said to nobody. */
+                continue;
+            }
             ctx = ngx_http_selvage_ctx(r);
             if (ctx == NULL || ngx_http_selvage_take(r, ctx, &header[i], &rest) != NGX_OK) {
                 return NGX_ERROR;

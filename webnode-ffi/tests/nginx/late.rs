@@ -25,6 +25,7 @@ late! {
     held::a_head_waits_for_its_commit_and_the_body_arrives_whole,
     held::clients_that_leave_while_their_head_is_held_leave_nothing_behind,
     life::a_reload_fails_no_request_and_a_graceful_stop_leaves_nothing,
+    upstream::a_refresh_in_the_background_changes_no_session_and_is_not_kept_with_instructions,
     upstream::an_application_changes_the_session_by_its_headers,
     upstream::redirects_errors_caches_and_subrequests_keep_to_the_rules,
     upstream::what_cannot_be_followed_is_answered_502_and_changes_nothing,

@@ -2,7 +2,8 @@
 
 use crate::app::App;
 use crate::support::http::{Answer, Browser};
-use crate::web::Web;
+use crate::web::{Web, until};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 fn attributes(browser: &mut Browser) -> serde_json::Value {
     browser.get("/session").json()["attributes"].clone()
@@ -176,4 +177,38 @@ pub fn redirects_errors_caches_and_subrequests_keep_to_the_rules() {
     assert_eq!((browser.get("/misled?h=Selvage-Incr:n").status, asked), (502, 0));
     let now = attributes(&mut browser);
     assert_eq!((&now["n"], &now["checked"]), (&6.into(), &"yes".into()));
+}
+
+/// A cache that is refreshed behind its browsers' backs keeps what was said to no browser as little.
+#[test]
+pub fn a_refresh_in_the_background_changes_no_session_and_is_not_kept_with_instructions() {
+    let times = AtomicUsize::new(0);
+    let app = App::start(move |_, write| {
+        let time = times.fetch_add(1, Ordering::Relaxed) + 1;
+        // The first answer and the last one may be kept.
+        let instruction = if (2..5).contains(&time) { "Selvage-Incr: n\r\n" } else { "" };
+        write(format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{instruction}\r\n{time}").as_bytes());
+    });
+    let mut web = Web::new();
+    let mut browser = web.serve(
+        "n1",
+        &format!(
+            "proxy_cache_path {{dir}}/cache keys_zone=pages:1m;
+            ---
+            selvage_session create;
+            location /session {{ selvage_api; }}
+            location /cached {{ proxy_cache pages; proxy_cache_valid 200 1s; proxy_pass {app};
+                proxy_cache_use_stale updating; proxy_cache_background_update on; }}",
+            app = app.url()
+        ),
+    );
+    let mut kept = "1".to_owned();
+    until("the cache has taken an answer without instructions", || {
+        let answer = browser.get("/cached");
+        assert_eq!((answer.status, strangers(&answer)), (200, vec![]), "{answer:?}");
+        kept = answer.text().to_owned();
+        assert!(kept == "1" || kept == "5", "what was said to nobody is kept: {answer:?}");
+        kept == "5"
+    });
+    assert_eq!(attributes(&mut browser), serde_json::json!({}), "and counts for nobody");
 }
