@@ -11,6 +11,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,12 +22,18 @@ use tokio::time::{Instant, Sleep};
 pub struct Progress {
     spoil: OnceLock<Spoil>,
     heard: Mutex<Option<Instant>>,
+    whole: AtomicBool,
 }
 
 impl Progress {
     /// What was wrong with it.
     pub fn spoil(&self) -> Option<Spoil> {
         self.spoil.get().copied()
+    }
+
+    /// Whether it has been read to its end. What the connection has got since then is of another request.
+    pub fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Relaxed)
     }
 
     /// When a piece of it has come last.
@@ -63,10 +70,12 @@ pub struct Asked {
 impl Asked {
     /// The body of a request that came over the connection of `browser`.
     pub fn new(body: Incoming, browser: Browser) -> Self {
-        if body.is_end_stream() {
-            browser.read();
+        let is_whole = body.is_end_stream();
+        let asked = Self { body, browser, left: None, silence: None, timer: None, progress: Arc::default() };
+        if is_whole {
+            asked.read();
         }
-        Self { body, browser, left: None, silence: None, timer: None, progress: Arc::default() }
+        asked
     }
 
     /// From now on no more than `bytes_max` in all are taken, and no longer silence than `silence` is waited
@@ -90,6 +99,12 @@ impl Asked {
     /// What is noted of it.
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
+    }
+
+    /// It has been read to its end.
+    fn read(&self) {
+        self.progress.whole.store(true, Ordering::Relaxed);
+        self.browser.read();
     }
 
     fn spoil(&self, spoil: Spoil) -> Poll<Option<Result<Frame<Bytes>, Spoil>>> {
@@ -123,7 +138,7 @@ impl Body for Asked {
         };
         self.heard();
         let Some(frame) = frame else {
-            self.browser.read();
+            self.read();
             return Poll::Ready(None);
         };
         let Ok(frame) = frame else {
@@ -131,7 +146,7 @@ impl Body for Asked {
             return self.spoil(fault.map_or(Spoil::Broken, Spoil::Bad));
         };
         if self.body.is_end_stream() {
-            self.browser.read();
+            self.read();
         }
         if let (Some(data), Some(left)) = (frame.data_ref(), self.left) {
             match left.checked_sub(data.len() as u64) {

@@ -3,7 +3,9 @@
 //! A node may refuse a body before all of it has come, and so may the director. If the connection were closed
 //! then, the kernel would answer the rest of the body with a reset, and a reset throws away what the browser
 //! has not read yet: the refusal. So the director closes its own side only, and reads and drops what still
-//! comes, for a bounded time; and it says `Connection: close`, so that the browser need not send the rest.
+//! comes, for a bounded time; and it says `Connection: close`, so that the browser need not send the rest. So
+//! it is with the next request of a browser that does not wait for answers, behind the last one that is
+//! answered.
 
 use crate::limits;
 use crate::proxy::browser::{Browser, Upgrade};
@@ -92,20 +94,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Lingering<S> {
             self.timer = None;
         }
         // At the other end of a tunnel it is up to the two how it ends.
-        if !self.browser.is_unread() || self.browser.upgrade() == Upgrade::Yes {
+        if self.browser.upgrade() == Upgrade::Yes {
             return Poll::Ready(Ok(()));
         }
         loop {
-            if self.is_over(limits::LINGER_SILENCE, cx) {
+            if self.browser.is_unread() && self.is_over(limits::LINGER_SILENCE, cx) {
                 return Poll::Ready(Ok(()));
             }
             let mut dropped = [0; DROP_BYTES];
             let mut buf = ReadBuf::new(&mut dropped);
-            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf));
+            let read = match Pin::new(&mut self.stream).poll_read(cx, &mut buf) {
+                // Whatever it has sent was read.
+                Poll::Pending if !self.browser.is_unread() => return Poll::Ready(Ok(())),
+                read => ready!(read),
+            };
             // The browser has closed its side, or is gone: there is nobody to wait for.
             if read.is_err() || buf.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
+            self.browser.heard();
             self.heard(limits::LINGER_SILENCE);
         }
     }

@@ -152,6 +152,7 @@ impl Proxy {
         let began = Instant::now();
         let settings = self.settings();
         let (browser, version) = (request.body().browser(), request.version());
+        let progress = request.body().progress();
         let notes = request.extensions().get::<Arc<Notes>>().cloned();
         let (answering, fault) = browser.begin();
         let answer = match (fault, Self::admit(&self, &settings)) {
@@ -179,8 +180,10 @@ impl Proxy {
         if is_switched {
             return answer;
         }
-        // Refused, or sent elsewhere, before all of it has come: nobody needs the rest.
-        let refused = browser.is_unread() && !answer.status().is_success();
+        // Refused, or sent elsewhere, before all of it has come: nobody needs the rest. What has come behind
+        // a whole request is the next one, and is answered.
+        let is_cut = fault.is_some() || !progress.is_whole();
+        let refused = is_cut && !answer.status().is_success();
         if refused {
             browser.refuse();
         }

@@ -101,3 +101,92 @@ fn a_refused_browser_that_falls_silent_is_left() {
         assert!(matches!(gone.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset), "{gone}");
     });
 }
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+/// Two requests, the second while the first is under way, and what comes of them.
+async fn two_at_once(bench: &Bench, one: &str, two: &str) -> String {
+    let mut stream = TcpStream::connect(bench.address).await.unwrap();
+    stream.write_all(one.as_bytes()).await.unwrap();
+    pause(50).await;
+    stream.write_all(two.as_bytes()).await.unwrap();
+    let mut answers = Vec::new();
+    timeout(WAIT, stream.read_to_end(&mut answers)).await.expect("an end").expect("and no reset");
+    String::from_utf8(answers).unwrap()
+}
+
+/// The statuses of answers.
+fn statuses(answers: &str) -> Vec<&str> {
+    answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect()
+}
+
+const LAST: &str = "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+
+#[test]
+fn the_next_request_is_no_unread_body_of_a_refused_one() {
+    run(async {
+        let bench = Bench::start(150, "").await;
+        bench.publish(view(1, &[]));
+        let answers = two_at_once(&bench, GET, LAST).await;
+        assert_eq!(statuses(&answers), ["503", "503"], "refused by the director: {answers}");
+        assert_eq!(answers.matches("connection: close").count(), 1, "{answers}");
+        for status in [StatusCode::NOT_FOUND, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::SERVICE_UNAVAILABLE]
+        {
+            let node = FakeNode::start(1, move |_| async move {
+                pause(150).await;
+                let mut answer = text("no");
+                *answer.status_mut() = status;
+                answer
+            })
+            .await;
+            bench.publish(view(2, &[&node]));
+            // A body that has come whole is no unread one, either.
+            let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nbody";
+            for one in [GET, post] {
+                let answers = two_at_once(&bench, one, LAST).await;
+                assert_eq!(statuses(&answers), [status.as_str(); 2], "refused by the node: {answers}");
+                assert_eq!(answers.matches("connection: close").count(), 1, "{answers}");
+            }
+        }
+    });
+}
+
+#[test]
+fn an_unread_body_is_no_request() {
+    run(async {
+        let bench = Bench::start(100, "").await;
+        let (incarnation, address) = refusing().await;
+        let nodes = vec![entry(incarnation, address)];
+        bench.publish(View { epoch: Epoch { term: 1, number: 1 }, copies: 1, nodes, ..View::default() });
+        let long = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9000000\r\n\r\n";
+        let answers = two_at_once(&bench, long, &GET.repeat(100)).await;
+        assert_eq!(statuses(&answers), ["413"], "{answers}");
+        assert!(answers.contains("connection: close"), "{answers}");
+    });
+}
+
+#[test]
+fn what_comes_behind_the_last_request_does_not_reset_its_answer() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let node = FakeNode::start(1, |_| async {
+            pause(150).await;
+            text("1")
+        })
+        .await;
+        bench.publish(view(1, &[&node]));
+        let mut stream = TcpStream::connect(bench.address).await.unwrap();
+        // One comes with it, and the others when nobody reads any more.
+        stream.write_all(format!("{LAST}{GET}").as_bytes()).await.unwrap();
+        pause(50).await;
+        stream.write_all(GET.repeat(1000).as_bytes()).await.unwrap();
+        let mut answers = Vec::new();
+        timeout(WAIT, stream.read_to_end(&mut answers)).await.expect("an end").expect("and no reset");
+        assert_eq!(statuses(&String::from_utf8(answers).unwrap()), ["200"]);
+        // Nobody answers it any more, and nobody resets the connection for it.
+        pause(50).await;
+        stream.write_all(GET.as_bytes()).await.expect("it is taken");
+        pause(50).await;
+        stream.write_all(GET.as_bytes()).await.expect("it is taken");
+    });
+}
