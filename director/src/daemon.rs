@@ -17,7 +17,7 @@ use crate::metrics::Metrics;
 use crate::place::{self, Place, Sockets};
 use crate::proxy::listen::{Door, Front, Stop};
 use crate::proxy::phases::Proxy;
-use crate::proxy::routes::Routes;
+use crate::proxy::routes::{Elder, Routes};
 use crate::reload::{Changes, Loaded};
 use crate::tls::{Certificates, Keys};
 use crate::weights::Weights;
@@ -64,6 +64,8 @@ pub fn run(path: &Path, take_over: bool) -> Result<()> {
     selvage_fabric::kill_point!("start.director");
     loaded.config.warnings().iter().for_each(|warning| warn!("{warning}"));
     let routes = Arc::new(Routes::default());
+    // Before there is a control side, which must not overlook it.
+    let predecessor = predecessor.map(|predecessor| (predecessor, routes.elder()));
     let weights = Arc::new(Weights::load(&loaded.config, Arc::clone(&routes)));
     let proxy = Proxy::new(&loaded.config, Arc::clone(&routes), Arc::clone(&metrics));
     let (config, config_told) = watch::channel(Arc::new(loaded.config.clone()));
@@ -102,7 +104,7 @@ enum End {
 impl Director {
     async fn live(
         mut self,
-        predecessor: Option<Predecessor>,
+        predecessor: Option<(Predecessor, Elder)>,
         mut signals: Signals,
         asked: mpsc::Receiver<Ask>,
     ) -> Result<()> {
@@ -117,8 +119,8 @@ impl Director {
         );
         let (routes, served) = (Arc::clone(&self.ground.routes), self.served.clone());
         let ready = tokio::spawn(async move {
-            if let Some(predecessor) = predecessor
-                && let Err(error) = predecessor.relieve(Arc::clone(&routes)).await
+            if let Some((predecessor, elder)) = predecessor
+                && let Err(error) = predecessor.relieve(Arc::clone(&routes), elder).await
             {
                 warn!("the director before this one cannot be told that it is relieved: {error}");
             }

@@ -9,7 +9,7 @@ use crate::cluster::status::Status;
 use crate::cluster::{Cluster, DrainOutcome, Effect, Event, Link, Out, Settings, Ticket};
 use crate::limits;
 use crate::place::Memory;
-use crate::proxy::routes::Routes;
+use crate::proxy::routes::{Routes, Took};
 use selvage_fabric::control::message::{Doomed, Errand, FromDirector, ToServer};
 use selvage_fabric::ident::Incarnation;
 use std::collections::HashMap;
@@ -162,12 +162,22 @@ impl Driver {
 
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
+        let mut elder = self.routes.watch_elder();
+        // Before anything is decided without it.
+        let taken = |elder: &Option<Took>| elder.as_ref().map(|took| took.epoch);
+        let first = Event::Elder { taken: taken(&elder.borrow_and_update()) };
+        self.step(first);
         let mut ticker = tokio::time::interval(self.tick);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 Some(input) = self.inputs.recv() => self.take(input),
+                // Its sender is in `routes`.
+                Ok(()) = elder.changed() => {
+                    let event = Event::Elder { taken: taken(&elder.borrow_and_update()) };
+                    self.step(event);
+                }
                 _ = ticker.tick() => {
                     for _ in 0..limits::EVENTS_PER_TURN {
                         let Ok(input) = self.inputs.try_recv() else { break };
@@ -235,7 +245,9 @@ impl Driver {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Publish { view, held } => self.routes.publish(&view, &held),
+            Effect::Publish { view, held } => {
+                self.routes.publish(&view, &held);
+            }
             Effect::Load { incarnation, sessions } => self.routes.load(incarnation, sessions),
             Effect::ToNode { link, message } => {
                 if self.nodes.get(&link).is_some_and(|outbox| outbox.try_send(message).is_err()) {

@@ -184,6 +184,13 @@ pub const HANDOVER_WAIT: Duration = Duration::from_secs(600);
 pub const PREPARE_WAIT: Duration = Duration::from_secs(15);
 /// Longest time from then on until it serves, beside that for finding out what the cluster is.
 pub const TAKE_OVER_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two looks of a director that has handed over at what is still under way there, and of its
+/// successor at whether it is behind.
+pub const ELDER_LOOK: Duration = Duration::from_millis(100);
+/// A director that has handed over and says nothing for so long while it is behind is ended: sessions of
+/// dead nodes are not adopted while it may pass those nodes' answers on. Longer than a busy machine keeps a
+/// process waiting, and far shorter than requests are held by default.
+pub const ELDER_WAIT: Duration = Duration::from_secs(1);
 /// Requests of operators that may wait for the daemon.
 pub const ASKS_MAX: usize = 16;
 /// Time for an answer of the admin API to go out before the control side ends.
@@ -207,4 +214,6 @@ const _: () = assert!(CONNECTIONS_PER_NODE * 2 < selvage_fabric::limits::CONNECT
 const _: () = assert!(HELLO_BYTES_MAX < NODE_MESSAGE_BYTES_MAX);
 const _: () = assert!(REFUSED_PAUSE.as_millis() < CONNECT_WAIT.as_millis());
 const _: () = assert!(TUNNEL_HOLD_SHARE > 2);
+const _: () = assert!(ELDER_LOOK.as_millis() * 4 < ELDER_WAIT.as_millis());
+const _: () = assert!(ELDER_WAIT.as_millis() < SEND_WAIT.as_millis());
 const _: () = assert!(CHUNK_LINE_BYTES_MAX < EXTENSION_BYTES_MAX);

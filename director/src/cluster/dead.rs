@@ -3,6 +3,8 @@
 //! Adoption may begin (`sealed: true`) only when every server of the view has carried out the view that ended
 //! the incarnation (R2). Where a server left without confirming, or before, but not as far as the dead had
 //! heard, its memory may still take pushes, so adoption waits until no mandate of the dead can be valid (R8).
+//! A director that has handed over and still serves browsers must have cut the dead, too, or be gone: what a
+//! dead node answers there would be older than what the adopter has.
 //! The entry leaves the view, which releases the leases, only when no server holds an unsettled session of
 //! it (R10).
 
@@ -45,8 +47,12 @@ impl Dead {
         }
     }
 
-    /// Whether every up server has sealed it, and nothing it acks can be lost (R2, R8).
-    fn may_be_adopted(&self, ended: Epoch, servers: &[&Server], now: Moment) -> bool {
+    /// Whether every up server has sealed it, nothing it acks can be lost (R2, R8), and nobody gets its
+    /// answers any more.
+    fn may_be_adopted(&self, ended: Epoch, servers: &[&Server], elder: Option<Epoch>, now: Moment) -> bool {
+        if elder.is_some_and(|taken| taken < ended) {
+            return false;
+        }
         let confirmed = servers.iter().all(|server| server.confirmed >= ended);
         let mandate_over = !self.unconfirmed || now > self.mandate_until;
         (confirmed || !holds(Rule::R2SealByView)) && (mandate_over || !holds(Rule::R8Mandate))
@@ -75,7 +81,7 @@ impl Cluster {
         self.dead.retain_mut(|dead| {
             let Some(ended) = dead.ended else { return true };
             if !dead.sealed {
-                dead.sealed = dead.may_be_adopted(ended, &servers, now);
+                dead.sealed = dead.may_be_adopted(ended, &servers, self.elder, now);
                 if dead.sealed {
                     changed = true;
                     takeovers.sealed(dead.since, now);

@@ -163,6 +163,12 @@ pub enum Event {
         /// The hold that this answers.
         hold: u64,
     },
+    /// A director that has handed over to this one and still serves browsers has carried a view out, or has
+    /// ended.
+    Elder {
+        /// The newest view that it has carried out; `None` if there is no such director, or no more.
+        taken: Option<Epoch>,
+    },
     /// An operator asks something of a node.
     Ask {
         /// The node.
@@ -304,6 +310,8 @@ pub struct Cluster {
     /// Times that a silent member was spared because its beats went on.
     spared: u64,
     takeovers: Takeovers,
+    /// See [`Event::Elder`].
+    elder: Option<Epoch>,
 }
 
 impl Cluster {
@@ -342,6 +350,7 @@ impl Cluster {
             has_heard: false,
             spared: 0,
             takeovers: Takeovers::default(),
+            elder: None,
         }
     }
 
@@ -374,6 +383,7 @@ impl Cluster {
             Event::Hold { hold } => self.settings.hold = hold,
             Event::Undrain { name } => self.undrain(&name, &mut out),
             Event::Idle { incarnation, hold } => self.node_idle(incarnation, hold, &mut out),
+            Event::Elder { taken } => self.elder = taken,
             Event::Ask { node, errand, ticket, within } => {
                 self.ask(&node, errand, ticket, now + within, &mut out);
             }

@@ -10,6 +10,7 @@ use selvage_fabric::limits::NODE_WEIGHT;
 use selvage_fabric::placement;
 use selvage_fabric::rules::{Rule, holds};
 use selvage_fabric::view::{NodeState, View};
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +21,8 @@ use tracing::warn;
 /// What requests are routed by at one instant.
 #[derive(Debug, Default)]
 pub struct Table {
+    /// Counts the tables of this process.
+    number: u64,
     view: Arc<View>,
     /// In the view's order.
     upstreams: Vec<Arc<Upstream>>,
@@ -33,8 +36,9 @@ pub struct Routes {
     /// Turns among equals.
     turn: AtomicUsize,
     limits: ArcSwap<Limits>,
-    /// Directors that have handed over to this one and still have requests under way.
-    elders: watch::Sender<usize>,
+    /// The director that has handed over to this one, while it still has requests under way: what it, and any
+    /// before it, has carried out.
+    elder: watch::Sender<Option<Took>>,
     /// By the nodes' names; one that is not named takes new sessions like any other.
     standings: ArcSwap<HashMap<String, Standing>>,
 }
@@ -47,13 +51,36 @@ struct Limits {
     places: HashMap<String, usize>,
 }
 
+/// What a director that has handed over has carried out of its successor's tables.
+#[derive(Clone, PartialEq, Eq, Default, Debug, Serialize, Deserialize)]
+pub struct Took {
+    /// The newest table.
+    pub number: u64,
+    /// Its view.
+    pub epoch: Epoch,
+    /// Nodes with requests under way there, after it was carried out.
+    pub busy: Vec<Incarnation>,
+}
+
 /// See [`Routes::elder`].
 #[derive(Debug)]
 pub struct Elder(Arc<Routes>);
 
+impl Elder {
+    /// It has said what it has carried out.
+    pub fn took(&self, took: Took) {
+        self.0.elder.send_replace(Some(took));
+    }
+
+    /// Whether it has not carried out the present table yet.
+    pub fn is_behind(&self) -> bool {
+        !self.0.is_taken(self.0.table.borrow().number)
+    }
+}
+
 impl Drop for Elder {
     fn drop(&mut self) {
-        self.0.elders.send_modify(|elders| *elders = elders.saturating_sub(1));
+        self.0.elder.send_replace(None);
     }
 }
 
@@ -89,7 +116,7 @@ impl Default for Routes {
             table: watch::Sender::new(Arc::default()),
             turn: AtomicUsize::new(0),
             limits: ArcSwap::from_pointee(limits),
-            elders: watch::Sender::new(0),
+            elder: watch::Sender::new(None),
             standings: ArcSwap::default(),
         }
     }
@@ -112,8 +139,8 @@ impl Routes {
         upstream.configure(places, limits.connect_wait);
     }
 
-    /// Takes a new view. Nodes that are not in it are cut before anyone sees it.
-    pub fn publish(&self, view: &Arc<View>, held: &[Incarnation]) {
+    /// Takes a new view. Nodes that are not in it are cut before anyone sees it. Returns the table's number.
+    pub fn publish(&self, view: &Arc<View>, held: &[Incarnation]) -> u64 {
         let old = self.table.borrow().clone();
         let mut upstreams = Vec::with_capacity(view.nodes.len());
         for node in &view.nodes {
@@ -136,11 +163,14 @@ impl Routes {
                 upstream.cut();
             }
         }
-        self.table.send_replace(Arc::new(Table { view: Arc::clone(view), upstreams, held: held.to_vec() }));
+        let number = old.number + 1;
+        let table = Table { number, view: Arc::clone(view), upstreams, held: held.to_vec() };
+        self.table.send_replace(Arc::new(table));
         // After it is seen, so that a configuration that comes meanwhile is not missed by both.
         for upstream in &self.now().upstreams {
             self.configure_upstream(upstream);
         }
+        number
     }
 
     /// Sets a node's share of new sessions.
@@ -168,15 +198,37 @@ impl Routes {
         }
     }
 
-    /// A director that has handed over, until this is dropped.
+    /// The director that hands over, until this is dropped. It has carried nothing out yet.
     pub fn elder(self: &Arc<Self>) -> Elder {
-        self.elders.send_modify(|elders| *elders += 1);
-        Elder(Arc::clone(self))
+        let elder = Elder(Arc::clone(self));
+        elder.took(Took::default());
+        elder
     }
 
     /// Whether this director is the only one with requests under way.
     pub fn is_alone(&self) -> bool {
-        *self.elders.borrow() == 0
+        self.elder.borrow().is_none()
+    }
+
+    /// Whether no other director goes by a table from before this one.
+    pub fn is_taken(&self, number: u64) -> bool {
+        self.elder.borrow().as_ref().is_none_or(|took| took.number >= number)
+    }
+
+    /// A way to wait for what the director that has handed over says; `None` when there is none, or no more.
+    pub fn watch_elder(&self) -> watch::Receiver<Option<Took>> {
+        self.elder.subscribe()
+    }
+
+    /// Nodes with requests under way, here or at a director that has handed over.
+    pub fn busy(&self) -> Vec<Incarnation> {
+        let table = self.now();
+        let here = table.upstreams.iter().filter(|upstream| !upstream.is_idle());
+        let mut busy: Vec<Incarnation> = here.map(|upstream| upstream.incarnation).collect();
+        busy.extend(self.elder.borrow().iter().flat_map(|took| &took.busy));
+        busy.sort_unstable();
+        busy.dedup();
+        busy
     }
 
     /// How a node stands in the choice for new sessions.
@@ -184,15 +236,18 @@ impl Routes {
         self.standings.load().get(name).copied().unwrap_or_default()
     }
 
-    /// Waits until a node has no request under way, here or at a director that has handed over; at once if
-    /// it is gone.
+    /// Waits until a node whose requests the present table holds has none under way, here or at a director
+    /// that has handed over; at once if it is gone.
     pub async fn idle(&self, incarnation: Incarnation) {
-        let upstream = self.table.borrow().upstream(incarnation).cloned();
-        if let Some(upstream) = upstream {
-            upstream.idle().await;
-            // Fails only without a sender, which is here.
-            let _ = self.elders.subscribe().wait_for(|elders| *elders == 0).await;
-        }
+        let table = self.now();
+        let Some(upstream) = table.upstream(incarnation) else { return };
+        upstream.idle().await;
+        // What the other said before it held them, too, says nothing.
+        let is_idle = |elder: &Option<Took>| {
+            elder.as_ref().is_none_or(|took| took.number >= table.number && !took.busy.contains(&incarnation))
+        };
+        // Fails only without a sender, which is here.
+        let _ = self.watch_elder().wait_for(is_idle).await;
     }
 
     /// Waits for the first view: before it nobody knows where a session is.
@@ -277,9 +332,9 @@ fn burden(load: u64, weight: u32) -> u128 {
 }
 
 impl Table {
-    /// What it was made from.
-    pub fn told(&self) -> (View, Vec<Incarnation>) {
-        ((*self.view).clone(), self.held.clone())
+    /// Its number, and what it was made from.
+    pub fn told(&self) -> (u64, View, Vec<Incarnation>) {
+        (self.number, (*self.view).clone(), self.held.clone())
     }
 
     /// The live node with this incarnation.

@@ -163,11 +163,16 @@ impl Upstream {
     pub async fn idle(&self) {
         loop {
             let notified = self.idle.notified();
-            if self.line().under_way == 0 {
+            if self.is_idle() {
                 return;
             }
             notified.await;
         }
+    }
+
+    /// Whether no request is under way.
+    pub fn is_idle(&self) -> bool {
+        self.line().under_way == 0
     }
 
     /// Gives places that are free to those who wait.

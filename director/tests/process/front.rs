@@ -9,14 +9,14 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A site whose director serves browsers with TLS, too.
-struct Front {
-    site: Site,
+pub(crate) struct Front {
+    pub(crate) site: Site,
     tls: SocketAddr,
     certificate: PathBuf,
 }
 
 impl Front {
-    fn new(more: &str) -> Self {
+    pub(crate) fn new(more: &str) -> Self {
         let (site, tls) = (Site::new(), free());
         let folder = site.dir.path().to_owned();
         let (certificate, _) = certificate(&folder, "first", &["localhost", "127.0.0.1"]);
@@ -55,7 +55,17 @@ impl Front {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
-    fn metric(&self, name: &str) -> u64 {
+    /// Another director takes over, and knows the cluster.
+    pub(crate) fn hand_over(&self) {
+        let old = self.pid();
+        self.signal("-USR2");
+        until("another one serves", || self.pid() != old && is_ours(self.pid(), &self.site.config()));
+        until("it knows the cluster", || {
+            get(self.site.admin, "/admin/view").is_some_and(|page| page.contains("\"up\""))
+        });
+    }
+
+    pub(crate) fn metric(&self, name: &str) -> u64 {
         self.site.metric_if_any(name).unwrap_or_default()
     }
 }
@@ -298,12 +308,7 @@ fn another_director_takes_over_under_load_and_no_request_fails() {
                 front.metric("selvage_director_reloads_total{result=\"good\"}") >= reload
             });
         }
-        let old = front.pid();
-        front.signal("-USR2");
-        until("another one serves", || front.pid() != old && is_ours(front.pid(), &front.site.config()));
-        until("it knows the cluster", || {
-            get(front.site.admin, "/admin/view").is_some_and(|page| page.contains("\"up\""))
-        });
+        front.hand_over();
         if round == 1 {
             let slow = slow.take().unwrap().join().unwrap();
             assert!(slow.ends_with("slept"), "what was under way ends where it began");

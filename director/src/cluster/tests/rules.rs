@@ -26,6 +26,23 @@ fn r2_adoption_waits_until_every_server_has_sealed() {
 }
 
 #[test]
+fn adoption_waits_until_a_director_that_has_handed_over_has_cut_the_dead() {
+    for ended in [false, true] {
+        let mut world = World::up(&["n1", "n2"], &["s1"]);
+        let life = world.node("n1").unwrap();
+        world.servers.get_mut("s1").unwrap().unsettled.insert(life, 5);
+        let before = world.view().epoch;
+        world.step(Event::Elder { taken: Some(before) });
+        world.beating.remove("n1");
+        world.advance(1000);
+        assert!(!world.dead("n1").unwrap().sealed, "sealed while answers of the dead may be passed on");
+        let taken = if ended { None } else { Some(world.view().epoch) };
+        world.step(Event::Elder { taken });
+        assert!(world.dead("n1").unwrap().sealed, "nobody gets its answers, yet no adoption");
+    }
+}
+
+#[test]
 fn r6_a_server_life_that_was_declared_down_never_comes_back() {
     assert_teeth(Rule::R6AckIncarnation, || {
         let mut world = World::up(&["n1"], &["s1", "s2"]);

@@ -1,6 +1,7 @@
 //! Which node a request goes to.
 
 use super::*;
+use crate::proxy::routes::Took;
 use selvage_fabric::ident::CookieKey;
 use selvage_fabric::limits::ELSEWHERE_MAX;
 use selvage_fabric::placement;
@@ -313,19 +314,49 @@ fn requests_of_a_held_node_wait_and_it_becomes_idle() {
 }
 
 #[test]
-fn a_node_is_idle_when_a_director_that_has_handed_over_has_ended_too() {
+fn a_node_is_idle_when_a_director_that_has_handed_over_has_nothing_under_way_there() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let (one, two) = (FakeNode::plain(1).await, FakeNode::plain(2).await);
+        let elder = bench.routes.elder();
+        let before = bench.routes.publish(&Arc::new(view(1, &[&one, &two])), &[]);
+        let said = |number, busy: &[&FakeNode]| {
+            let busy = busy.iter().map(|node| node.incarnation).collect();
+            elder.took(Took { number, epoch: Epoch::default(), busy });
+        };
+        said(before, &[]);
+        assert!(!elder.is_behind());
+        let held = bench.routes.publish(&Arc::new(view(1, &[&one, &two])), &[one.incarnation]);
+        assert!(elder.is_behind());
+        let (routes, incarnation) = (Arc::clone(&bench.routes), one.incarnation);
+        let idle = tokio::spawn(async move { routes.idle(incarnation).await });
+        pause(50).await;
+        assert!(!idle.is_finished(), "it may still send there what it said nothing of");
+        said(held, &[&one, &two]);
+        pause(50).await;
+        assert!(!idle.is_finished(), "a request is under way there");
+        said(held, &[&two]);
+        tokio::time::timeout(Duration::from_secs(5), idle).await.expect("idle now").unwrap();
+        assert_eq!(bench.routes.busy(), [two.incarnation]);
+        // It has not ended, so this one waits for it.
+        assert!(!bench.routes.is_alone() && !bench.proxy.is_idle());
+        drop(elder);
+        assert!(bench.routes.is_alone() && bench.proxy.is_idle() && bench.routes.busy().is_empty());
+    });
+}
+
+#[test]
+fn a_node_is_idle_when_a_director_that_has_handed_over_has_ended() {
     run(async {
         let bench = Bench::start(2000, "").await;
         let one = FakeNode::plain(1).await;
         bench.publish(view(1, &[&one]));
         let elder = bench.routes.elder();
-        assert!(!bench.routes.is_alone() && !bench.proxy.is_idle());
         let (routes, incarnation) = (Arc::clone(&bench.routes), one.incarnation);
         let idle = tokio::spawn(async move { routes.idle(incarnation).await });
         pause(50).await;
         assert!(!idle.is_finished());
         drop(elder);
         tokio::time::timeout(Duration::from_secs(5), idle).await.expect("idle now").unwrap();
-        assert!(bench.proxy.is_idle());
     });
 }
