@@ -78,6 +78,15 @@ pub fn run(path: &Path, take_over: bool) -> Result<()> {
     proxy_runtime.block_on(director.live(predecessor, signals, asked))
 }
 
+/// The process's exit status for an error of [`run`]. Service managers go by it: 2 does not pass by itself.
+pub fn exit_status(error: &Error) -> u8 {
+    match error.kind {
+        ErrorKind::Invalid => 2,
+        ErrorKind::Conflict => 3,
+        _ => 1,
+    }
+}
+
 /// A director that serves.
 struct Director {
     loaded: Loaded,

@@ -11,7 +11,12 @@ use std::process::ExitCode;
 
 /// The director of a Selvage cluster: routes browsers to the web nodes that host their sessions.
 #[derive(Parser)]
-#[command(name = "selvage-director", version)]
+#[command(
+    name = "selvage-director",
+    version,
+    after_help = "Exit status: 0 stopped by a signal or relieved by another director, 1 the system refused,\n\
+        2 wrong arguments or configuration, 3 another director or program has its place or its port."
+)]
 struct Arguments {
     /// The configuration file; else SELVAGE_CONFIG, else /etc/selvage/selvage.toml.
     #[arg(long, value_name = "FILE")]
@@ -35,7 +40,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("selvage-director: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(daemon::exit_status(&error))
         }
     }
 }

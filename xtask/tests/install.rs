@@ -307,6 +307,11 @@ fn the_units_are_good(installed: &Installed) {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !said.contains(folder.path().to_str().unwrap()), "{said}");
     for unit in [&files[0], &files[2]] {
+        // They come back however often they end, but not with a configuration that is wrong.
+        let text = fs::read_to_string(unit).unwrap();
+        for line in ["StartLimitIntervalSec=0", "Restart=always", "RestartPreventExitStatus=2"] {
+            assert!(text.lines().any(|found| found == line), "{line} in {}", unit.display());
+        }
         // 0 is safe and 100 is exposed; a unit that says nothing has 96.
         let mut security = tool("systemd-analyze");
         good(security.args(["security", "--offline=true", "--threshold=40"]).arg(unit));

@@ -16,7 +16,7 @@ use std::process::Command;
 fn a_taken_port_is_said_in_one_line() {
     let site = Site::new();
     let _browsers = TcpListener::bind(site.browsers).unwrap();
-    let text = site.refused();
+    let text = site.refused_with(3);
     assert!(text.contains(&site.browsers.to_string()) && text.contains("`listen`"), "{text}");
     assert!(!site.socket().exists());
     drop(_browsers);
@@ -29,7 +29,7 @@ fn a_taken_port_is_said_in_one_line() {
 fn a_second_director_is_refused_and_harms_nothing() {
     let site = Site::new();
     let mut first = site.start();
-    let text = site.refused();
+    let text = site.refused_with(3);
     assert!(text.contains("another director") && text.contains(&first.0.id().to_string()), "{text}");
     assert!(site.socket().exists() && get(site.admin, "/healthz").is_some());
     // After kill -9 nothing stands in the way of the next.
@@ -53,7 +53,7 @@ fn bad_places_and_files_are_said_in_one_line() {
     let said = site.refused();
     assert!(said.contains("run_dir") && said.contains("parent"), "{said}");
     std::fs::write(site.config(), text.replace("hold_ms", "hodl_ms")).unwrap();
-    let said = site.refused();
+    let said = site.refused_with(2);
     assert!(said.contains("selvage.toml:8") && said.contains("hodl_ms"), "{said}");
     std::fs::remove_file(site.config()).unwrap();
     let said = site.refused();

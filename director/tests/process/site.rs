@@ -116,8 +116,16 @@ impl Site {
 
     /// Runs a director that cannot start: its one line of complaint.
     pub(crate) fn refused(&self) -> String {
+        self.refused_with(None)
+    }
+
+    /// The same, and it ends with this exit status, by which service managers go.
+    pub(crate) fn refused_with(&self, status: impl Into<Option<i32>>) -> String {
         let output = finish(self.command().spawn().unwrap());
         assert!(!output.status.success());
+        if let Some(status) = status.into() {
+            assert_eq!(output.status.code(), Some(status), "{output:?}");
+        }
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(text.lines().count(), 1, "{text}");
         text
