@@ -264,6 +264,43 @@ fn everything_is_in_its_place_and_can_be_removed() {
     assert!(why.starts_with("error: nothing is installed there") && why.lines().count() == 1, "{why}");
 }
 
+/// What the list names below the prefix goes, and nothing else, whatever the list says.
+#[test]
+fn uninstall_removes_what_the_list_names_below_the_prefix_and_nothing_else() {
+    let destdir = scratch();
+    let at = |path: &str| destdir.path().join(path);
+    let list = |lines: &[&str]| {
+        fs::create_dir_all(at("opt/selvage/share/selvage")).unwrap();
+        fs::create_dir_all(at("opt/selvage/bin")).unwrap();
+        fs::create_dir_all(at("opt/selvage/include")).unwrap();
+        fs::write(at("opt/selvage/bin/selvage"), "").unwrap();
+        let own = "/opt/selvage/share/selvage/installed.txt";
+        fs::write(at(&own[1..]), [&["/opt/selvage/bin/selvage"], lines, &[own]].concat().join("\n")).unwrap();
+    };
+    let mut uninstall = xtask(&["uninstall", "--prefix", "/opt/selvage", "--destdir"]);
+    uninstall.arg(destdir.path());
+    fs::create_dir_all(at("etc")).unwrap();
+    fs::write(at("etc/passwd"), "somebody's").unwrap();
+    for stranger in
+        ["/opt/selvage/../../etc/passwd", "/etc/passwd", "etc/passwd", "/opt/selvage-2/x", "/etc/", "/", ""]
+    {
+        list(&[stranger]);
+        let why = bad(&mut uninstall);
+        assert!(why.contains(&format!("names {stranger}, which is no path of this")), "{why}");
+        assert!(at("etc/passwd").exists() && at("opt/selvage/bin/selvage").exists(), "{stranger}");
+    }
+    // Folders that it has not made stay, and those that are not empty.
+    fs::create_dir_all(at("opt/selvage/lib")).unwrap();
+    fs::write(at("opt/selvage/lib/other"), "").unwrap();
+    let folders = ["bin", "lib", "share", "share/selvage"].map(|name| format!("/opt/selvage/{name}/"));
+    list(&folders.each_ref().map(String::as_str));
+    good(&mut uninstall);
+    let mut left: Vec<_> =
+        fs::read_dir(at("opt/selvage")).unwrap().map(|one| one.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["include", "lib"]);
+}
+
 /// The installed nginx takes the module by the installed snippet, and the module finds only the installed
 /// library.
 fn the_module_loads(installed: &Installed) {

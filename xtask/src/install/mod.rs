@@ -1,8 +1,9 @@
 //! `cargo x install` and `cargo x uninstall`: the product's files in their places on a host, or in the
 //! staging folder of whoever makes packages.
 //!
-//! Invariant: every file that was installed is named in the list that is installed with it, and `uninstall`
-//! removes what that list names and nothing else. Configuration is not in it: what is there already is the
+//! Invariant: every file that was installed is named in the list that is installed with it, and every folder
+//! that was made for one, with a `/` behind it. `uninstall` removes what that list names and nothing else,
+//! and folders only if they are empty. Configuration is not in it: what is there already is the
 //! administrator's, and stays.
 
 mod files;
@@ -17,10 +18,11 @@ pub use made::run;
 use crate::setup;
 use anyhow::{Context, Result, ensure};
 use selvage_tests::product::Product;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Options of `cargo x install`.
@@ -68,7 +70,7 @@ pub fn main(arguments: &Arguments) -> Result<()> {
     let product = product(arguments.product.as_deref())?;
     let work = tempfile::tempdir().context("a folder to work in")?;
     let mut items = items(&product, &layout, work.path())?;
-    items.push(list_of(&layout, &items));
+    items.push(list_of(&layout, &items, &destination));
     for item in &items {
         let path = below(&destination, &item.path);
         if layout.is_configuration(&item.path) && path.exists() {
@@ -94,20 +96,33 @@ pub fn uninstall(arguments: &UninstallArguments) -> Result<()> {
     let list = below(&destination, &Layout::new(&arguments.prefix, None, Path::new("/etc"))?.list());
     let text = fs::read_to_string(&list)
         .with_context(|| format!("nothing is installed there: cannot read {}", list.display()))?;
-    for path in text.lines().map(Path::new) {
-        ensure!(path.is_absolute(), "{} names {}, which is no absolute path", list.display(), path.display());
-        let path = below(&destination, path);
+    // All are looked at before the first is removed.
+    for line in text.lines() {
+        let path = Path::new(line);
+        let plain = path.components().skip(1).all(|part| matches!(part, Component::Normal(_)));
+        // Folders above the prefix may have been made for it.
+        let ours = path.starts_with(&arguments.prefix)
+            || line.ends_with('/') && arguments.prefix.starts_with(path) && path != Path::new("/");
+        ensure!(
+            path.is_absolute() && plain && ours,
+            "{} names {line}, which is no path of this installation: nothing was removed",
+            list.display()
+        );
+    }
+    let (folders, files): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.ends_with('/'));
+    for path in files {
+        let path = below(&destination, Path::new(path));
         match fs::remove_file(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             removed => removed.with_context(|| format!("cannot remove {}", path.display()))?,
         }
         say(&format!("removed {}", path.display()));
-        // Folders that are empty now, as far as they are; others may use the rest.
-        let mut folder = path.parent();
-        while let Some(empty) = folder.filter(|folder| *folder != destination)
-            && fs::remove_dir(empty).is_ok()
-        {
-            folder = empty.parent();
+    }
+    // The deepest first. One that is not empty is somebody else's, too, by now.
+    for folder in folders.iter().rev() {
+        let folder = below(&destination, Path::new(folder));
+        if fs::remove_dir(&folder).is_ok() {
+            say(&format!("removed {}", folder.display()));
         }
     }
     Ok(())
@@ -134,13 +149,28 @@ pub fn product(named: Option<&Path>) -> Result<Product> {
     }
 }
 
-fn list_of(layout: &Layout, items: &[Item]) -> Item {
+fn list_of(layout: &Layout, items: &[Item], destination: &Path) -> Item {
     let path = layout.list();
     let items = items.iter().filter(|item| !layout.is_configuration(&item.path));
-    let mut paths: Vec<String> = items.map(|item| item.path.display().to_string()).collect();
-    // Last, so that an uninstall that is interrupted can be run again.
-    paths.push(path.display().to_string());
-    Item { part: Part::Tools, path, mode: 0o644, source: Source::Text(paths.join("\n") + "\n") }
+    let mut paths: Vec<PathBuf> = items.map(|item| item.path.clone()).collect();
+    // The last file, so that an uninstall that is interrupted can be run again.
+    paths.push(path.clone());
+    let mut folders = made_before(&below(destination, &path));
+    for folder in paths.iter().flat_map(|path| path.ancestors().skip(1)) {
+        if !below(destination, folder).exists() {
+            folders.insert(format!("{}/", folder.display()));
+        }
+    }
+    let files = paths.iter().map(|path| path.display().to_string());
+    let lines: Vec<String> = files.chain(folders).collect();
+    Item { part: Part::Tools, path, mode: 0o644, source: Source::Text(lines.join("\n") + "\n") }
+}
+
+/// The folders that were made by the installation that is there already. Sorted, so that one comes before
+/// what is in it.
+fn made_before(list: &Path) -> BTreeSet<String> {
+    let text = fs::read_to_string(list).unwrap_or_default();
+    text.lines().filter(|line| line.ends_with('/')).map(str::to_owned).collect()
 }
 
 /// A path of the installed system in the folder where it is put.
