@@ -26,6 +26,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -162,8 +163,12 @@ impl Admin {
 
     async fn metrics_page(&self) -> Answer {
         let Some(status) = self.status().await else { return stopping() };
-        match self.metrics.page(status) {
-            Ok(page) => text("application/openmetrics-text; version=1.0.0; charset=utf-8", page),
+        let metrics = Arc::clone(&self.metrics);
+        // It reads /proc, where a process with many descriptors or a machine with many processors takes its
+        // time, and heartbeats wait for this thread.
+        match spawn_blocking(move || metrics.page(status)).await {
+            Ok(Ok(page)) => text("application/openmetrics-text; version=1.0.0; charset=utf-8", page),
+            Ok(Err(why)) => error(StatusCode::INTERNAL_SERVER_ERROR, &why.to_string()),
             Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, &why.to_string()),
         }
     }
