@@ -8,6 +8,7 @@ mod families;
 mod process;
 mod snapshot;
 
+use crate::access_log::Notes;
 use crate::cluster::status::Status;
 use hyper::StatusCode;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -19,7 +20,8 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use selvage_fabric::error::ErrorKind;
 use snapshot::Snapshot;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
 /// How a request ended.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -36,6 +38,8 @@ pub enum Outcome {
     Unrouted,
     /// A node was lost with it.
     Lost,
+    /// The browser has gone before there was an answer, or within its request.
+    BrowserGone,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
@@ -216,8 +220,15 @@ impl Cut {
 
 impl Outcome {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Served, Self::NodeError, Self::Refused, Self::BadRequest, Self::Unrouted, Self::Lost];
+    pub const ALL: [Self; 7] = [
+        Self::Served,
+        Self::NodeError,
+        Self::Refused,
+        Self::BadRequest,
+        Self::Unrouted,
+        Self::Lost,
+        Self::BrowserGone,
+    ];
 
     /// Of a request that a node answered.
     pub fn of(status: StatusCode) -> Self {
@@ -241,6 +252,7 @@ impl Outcome {
             Self::BadRequest => "bad_request",
             Self::Unrouted => "unrouted",
             Self::Lost => "lost",
+            Self::BrowserGone => "browser_gone",
         }
     }
 }
@@ -267,6 +279,40 @@ pub struct Queued(Gauge);
 impl Drop for Queued {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// A request that is under way. It is counted when it ends; dropped before that, its browser has gone.
+#[derive(Debug)]
+pub struct UnderWay<'a> {
+    metrics: &'a Metrics,
+    /// For the access log.
+    notes: Option<Arc<Notes>>,
+    began: Instant,
+    ended: bool,
+}
+
+impl UnderWay<'_> {
+    /// Counts it, and how long it took to this status.
+    pub fn end(mut self, result: Outcome, status: StatusCode) {
+        self.ended = true;
+        self.count(result, class(status));
+    }
+
+    fn count(&self, result: Outcome, class: &'static str) {
+        self.metrics.requests.get_or_create(&ByOutcome { result }).inc();
+        let took = self.began.elapsed().as_secs_f64();
+        self.metrics.durations.get_or_create(&ByAnswer { result, class }).observe(took);
+        self.notes.iter().for_each(|notes| notes.ended(result));
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if !self.ended {
+            // 499, as the access log says.
+            self.count(Outcome::BrowserGone, "4xx");
+        }
     }
 }
 
@@ -302,11 +348,9 @@ impl Metrics {
         self.health_checks.get_or_create(&BySuccess::of(good)).inc();
     }
 
-    /// Counts a request, and how long it took to this status.
-    pub fn request(&self, result: Outcome, status: StatusCode, took: Duration) {
-        self.requests.get_or_create(&ByOutcome { result }).inc();
-        let labels = ByAnswer { result, class: class(status) };
-        self.durations.get_or_create(&labels).observe(took.as_secs_f64());
+    /// A request begins.
+    pub fn begin(&self, notes: Option<Arc<Notes>>) -> UnderWay<'_> {
+        UnderWay { metrics: self, notes, began: Instant::now(), ended: false }
     }
 
     /// Requests that ended so.

@@ -42,6 +42,7 @@ impl Failure {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::TooMany | Self::QueueFull | Self::QueueLate => Outcome::Refused,
+            Self::Body(Spoil::Broken) => Outcome::BrowserGone,
             Self::Framing(_) | Self::NotForward | Self::Expectation | Self::Body(_) => Outcome::BadRequest,
             Self::Unrouted(_) | Self::NotRepeatable | Self::TooManyElsewhere => Outcome::Unrouted,
             Self::NodeLate | Self::Lost(_) => Outcome::Lost,

@@ -149,11 +149,11 @@ impl Proxy {
 
     /// A request from its head to its answer. Never fails: what goes wrong is an answer, too.
     pub async fn serve(self: Arc<Self>, request: Request<Asked>, client: Client) -> Answer {
-        let began = Instant::now();
         let settings = self.settings();
         let (browser, version) = (request.body().browser(), request.version());
         let progress = request.body().progress();
         let notes = request.extensions().get::<Arc<Notes>>().cloned();
+        let under_way = self.metrics.begin(notes.clone());
         let (answering, fault) = browser.begin();
         let answer = match (fault, Self::admit(&self, &settings)) {
             (Some(fault), _) => {
@@ -172,8 +172,7 @@ impl Proxy {
             Ok(answer) => (Outcome::of(answer.status()), answer),
             Err(failure) => (failure.outcome(), failure.answer()),
         };
-        self.metrics.request(outcome, answer.status(), began.elapsed());
-        notes.iter().for_each(|notes| notes.ended(outcome));
+        under_way.end(outcome, answer.status());
         let is_switched = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
         answering.decide_upgrade(if is_switched { Upgrade::Yes } else { Upgrade::No });
         answer.body_mut().answer(answering);

@@ -1,6 +1,7 @@
 //! Nodes that die, hang or refuse. No request that is not idempotent is ever sent twice.
 
 use super::*;
+use std::time::Instant;
 
 /// A node that reads a request and closes the connection without a word; counts the requests.
 async fn closing(incarnation: u64) -> (Incarnation, SocketAddr, Arc<Mutex<usize>>) {
@@ -312,5 +313,30 @@ fn an_answer_on_its_way_from_a_vanished_host_ends() {
         bench.publish(view(2, &[&two]));
         let body = tokio::time::timeout(Duration::from_secs(2), answer.into_body().collect()).await;
         assert!(body.expect("not hung").is_err(), "half an answer is no answer");
+    });
+}
+
+#[test]
+fn a_browser_that_goes_away_is_counted_as_that() {
+    run(async {
+        let bench = Bench::start(2000, "").await;
+        let node = FakeNode::hanging(1).await;
+        bench.publish(view(1, &[&node]));
+        let long = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf";
+        for (gone, request) in [(1, "GET / HTTP/1.1\r\nhost: a\r\n\r\n"), (2, long)] {
+            let mut stream = TcpStream::connect(bench.address).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            pause(100).await;
+            assert_eq!(bench.metrics.requests(Outcome::BrowserGone), gone - 1);
+            drop(stream);
+            let begun = Instant::now();
+            while bench.metrics.requests(Outcome::BrowserGone) < gone {
+                assert!(begun.elapsed() < WAIT, "{request}");
+                pause(5).await;
+            }
+        }
+        pause(50).await;
+        let counted = Outcome::ALL.map(|outcome| bench.metrics.requests(outcome));
+        assert_eq!(counted.iter().sum::<u64>(), 2, "and once only: {counted:?}");
     });
 }

@@ -11,7 +11,7 @@ mod stream;
 mod tunnel;
 
 use crate::access_log::AccessLog;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Outcome};
 use crate::proxy::listen::{Door, Front, Stop};
 use crate::proxy::phases::Proxy;
 use crate::proxy::routes::Routes;

@@ -205,6 +205,8 @@ fn who_goes_away_while_waiting_takes_no_place() {
         assert_eq!(first.await.unwrap().status, StatusCode::OK);
         assert_eq!(third.await.unwrap().status, StatusCode::OK);
         assert!(slow.node.got().iter().all(|got| got.path != "/gone"));
+        assert_eq!(bench.metrics.requests(Outcome::BrowserGone), 1);
+        assert_eq!(bench.metrics.requests(Outcome::Served), 2);
         // A drain waits for nobody who is gone.
         tokio::time::timeout(WAIT, bench.routes.idle(Incarnation(1))).await.expect("idle");
     });
