@@ -11,7 +11,8 @@
 //!   lifetime included.
 //! - The new entry (`predecessor`) and the old one (`successor`) name each other. An entry that is used again
 //!   for something else is named by nobody, so a link that is not returned is void. The end of the new
-//!   session ends the grace first, so that no kill leaves the old one readable after it.
+//!   session ends the grace first, so that no kill leaves the old one readable after it; and no grace ends
+//!   before those of the ids before it, so that the links lead to all of them.
 //! - Grace needs no session lock: it ends under the shard's.
 
 use super::hold::{Hold, Pin, gone, pin_facts};
@@ -70,14 +71,21 @@ impl Cache {
         Ok(Some(Pin::of(self, &guard, entry, unused.joined())))
     }
 
-    /// Ends the grace of a session, if it has any. Who has it open goes on reading.
+    /// Ends the grace of a session, if it has any, and of the ids that it had before this one, to which only
+    /// this one's link leads. Who has them open goes on reading.
     ///
     /// # Errors
     /// As [`Cache::find`].
     pub fn end_grace(&self, id: &SessionId) -> Result<()> {
         self.inner.check_alive()?;
-        let guard = self.inner.lock_shard(shard_of(id))?;
-        if let Some(entry) = guard.find(id) {
+        let shard = shard_of(id);
+        let graced = |guard: &Guard<'_>| guard.find(id).filter(|entry| guard.is_graced(*entry));
+        let Some(entry) = graced(&self.inner.lock_shard(shard)?) else { return Ok(()) };
+        // If somebody else ends it meanwhile and the entry is used again, another session's grace may end
+        // early: that is never wrong.
+        self.inner.end_grace_before(entry)?;
+        let guard = self.inner.lock_shard(shard)?;
+        if let Some(entry) = graced(&guard) {
             guard.end_grace(entry);
         }
         Ok(())

@@ -264,6 +264,13 @@ fn the_grace_ends_without_a_sweep_with_the_new_session_and_with_the_host() {
         assert!(MODES.iter().all(|mode| find(&host, cookie, *mode).is_none()));
         assert!(host.cache.find(&cookie.id).unwrap().is_none());
     }
+    // Also if the grace of one between them was ended by itself, as when an operator kills that id.
+    let (first, mut session) = regenerated(&world, OpenMode::Unlocked);
+    let second = session.facts.id;
+    session.regenerate().unwrap();
+    host.cache.end_grace(&second).unwrap();
+    session.destroy().unwrap();
+    assert!(MODES.iter().all(|mode| find(&host, &first, *mode).is_none()));
     // Also when it expires.
     let (old, session) = regenerated(&world, OpenMode::Exclusive);
     let new = Cookie { id: session.facts.id, host: host.incarnation() };
