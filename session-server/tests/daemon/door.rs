@@ -235,6 +235,18 @@ fn a_signal_stops_it_and_leaves_nothing() {
 }
 
 #[test]
+fn the_log_in_json_is_one_object_for_each_line() {
+    let host = Host::new(SMALL);
+    let daemon = host.start_with("s1", &[("SELVAGE_LOG_FORMAT", "json")]);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+    let log = host.log("s1");
+    let lines = log.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect(line));
+    let said: Vec<_> = lines.map(|line| (line["level"].clone(), line["message"].clone())).collect();
+    assert!(said.iter().any(|(level, what)| level == "INFO" && what.is_string()), "{log}");
+}
+
+#[test]
 fn bad_starts_are_one_line_that_says_what_to_do() {
     let host = Host::new(SMALL);
     let one_line = |(status, said): (i32, String), expected: i32, words: &[&str]| {
