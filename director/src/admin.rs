@@ -115,6 +115,7 @@ impl Admin {
                 }
                 return self.node(name, what, request.uri().query()).await;
             }
+            (["admin", "reload"], _) => ("GET, POST", StatusCode::METHOD_NOT_ALLOWED),
             (["healthz"] | ["metrics"] | ["admin", "view"], _) => ("GET", StatusCode::METHOD_NOT_ALLOWED),
             (["admin", "nodes", _, what], _) if CHANGES.contains(what) => {
                 ("POST", StatusCode::METHOD_NOT_ALLOWED)

@@ -55,11 +55,18 @@ impl Caller {
     /// Calls and reads the answer's JSON.
     ///
     /// # Errors
-    /// `Unreachable`, `Timeout`; `Conflict`, `NotYet` or `Gone` with what the director says; `Corrupt` if it
-    /// is another answer than expected.
+    /// `Unreachable`, `Timeout`; `Invalid`, `Conflict`, `NotYet` or `Gone` with what the director says;
+    /// `Corrupt` if it is another answer than expected.
     pub fn json<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T> {
-        let text = self.text(method, path)?;
-        serde_json::from_str(&text).map_err(|why| {
+        self.parse(&self.text(method, path)?)
+    }
+
+    /// The JSON of an answer.
+    ///
+    /// # Errors
+    /// `Corrupt` if it is another answer than expected.
+    pub fn parse<T: DeserializeOwned>(&self, text: &str) -> Result<T> {
+        serde_json::from_str(text).map_err(|why| {
             let what = format!("{} answers otherwise than a director of this version", self.url);
             Error::new(ErrorKind::Corrupt, Origin::Director, what).with_source(why)
         })
@@ -108,6 +115,7 @@ impl Caller {
         let said =
             said["error"].as_str().map_or_else(|| format!("the director answered {status}"), str::to_owned);
         let kind = match status {
+            StatusCode::BAD_REQUEST => ErrorKind::Invalid,
             StatusCode::NOT_FOUND => ErrorKind::Gone,
             StatusCode::SERVICE_UNAVAILABLE => ErrorKind::NotYet,
             _ => ErrorKind::Conflict,

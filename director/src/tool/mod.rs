@@ -175,10 +175,13 @@ pub fn run(arguments: &Arguments) -> ExitCode {
         ErrorKind::Invalid if error.origin == Origin::Director => Code::Usage,
         _ => Code::Failed,
     };
-    match arguments.common.json {
-        true => eprintln!("{}", serde_json::json!({ "error": error.to_string() })),
-        false => eprintln!("selvage: {error}"),
-    }
+    // The director passes on what nodes say.
+    let line = match arguments.common.json {
+        true => serde_json::json!({ "error": error.to_string() }).to_string(),
+        false => format!("selvage: {}", table::plain(&error.to_string())),
+    };
+    // If nobody hears it, the code still says that it failed.
+    let _ = writeln!(std::io::stderr(), "{line}");
     ExitCode::from(code as u8)
 }
 

@@ -56,9 +56,16 @@ pub(super) fn state(state: &str) -> Cell {
     Cell::new(plain(state)).fg(colour)
 }
 
-/// Text without control characters.
+/// Text without control characters, and without those that change the direction of writing, which make a
+/// table say something else.
 pub(super) fn plain(text: &str) -> String {
-    text.chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+    const MARKS: [char; 3] = ['\u{200e}', '\u{200f}', '\u{61c}'];
+    let turns = |letter| {
+        MARKS.contains(&letter) || matches!(letter, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars()
+        .map(|letter| if letter.is_control() || turns(letter) { '\u{fffd}' } else { letter })
+        .collect()
 }
 
 pub(super) fn or_dash(text: &str) -> String {
@@ -125,6 +132,7 @@ mod tests {
     #[test]
     fn what_users_wrote_commands_no_terminal() {
         assert_eq!(plain("a\u{1b}[2Jb\n"), "a\u{fffd}[2Jb\u{fffd}");
+        assert_eq!(plain("ann\u{202e}bob\u{9b}1m"), "ann\u{fffd}bob\u{fffd}1m");
         assert_eq!(word("").content(), "-");
     }
 

@@ -261,6 +261,7 @@ fn requests_that_make_no_sense_or_come_from_pages_are_refused() {
         ("POST", "/admin/sessions", "\r\ncontent-length: 0", 405, "allow: GET"),
         ("PUT", &format!("/admin/sessions/{one}"), "\r\ncontent-length: 0", 405, "allow: GET, DELETE"),
         ("GET", "/admin/owners/ann/sessions", "", 405, "allow: DELETE"),
+        ("PUT", "/admin/reload", "\r\ncontent-length: 0", 405, "allow: GET, POST"),
     ] {
         let (said, answer) = admin(&site, method, path, more);
         assert!(said == status && answer.contains(word), "{method} {path}: {answer}");
@@ -274,6 +275,7 @@ fn requests_that_make_no_sense_or_come_from_pages_are_refused() {
         (&["sessions", "list", "--limit", "0"], "1..=1000"),
         (&["sessions", "kill", "--owner", "a", "--within", "0"], "1..=60"),
         (&["drain", "n1", "--within", "0"], "1..=3600"),
+        (&["weight", "n1", "heavy"], "?weight=default"),
         (&["status", "--admin", "ftp://x"], "http://"),
         (&["top"], "--batch"),
         (&["frobnicate"], "frobnicate"),
@@ -352,4 +354,30 @@ fn who_is_no_application_is_cut_off() {
     let steward = play_steward(site.steward("n1", Incarnation::NONE));
     until("it is up", || site.view()["nodes"][0]["state"] == "up");
     drop(steward);
+}
+
+#[test]
+fn whatever_else_answers_is_no_director() {
+    let site = Site::new();
+    let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = format!("http://{}", other.local_addr().unwrap());
+    let _shop = std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for (at, stream) in other.incoming().take(3).enumerate() {
+            let mut stream = stream.unwrap();
+            assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+            let (status, body) = match at {
+                0 => ("409 Conflict", r#"{"error":"no\u001b[2J"}"#),
+                _ => ("200 OK", "hello"),
+            };
+            let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n", body.len());
+            stream.write_all([head.as_bytes(), body.as_bytes()].concat().as_slice()).unwrap();
+        }
+    });
+    let said = bad(&site.selvage(&["drain", "n1", "--admin", &admin]), 1);
+    assert_eq!(said, "selvage: no\u{fffd}[2J\n", "it commands no terminal");
+    for form in [&["status"][..], &["status", "--json"]] {
+        let said = bad(&site.selvage(&[form, &["--admin", &admin]].concat()), 1);
+        assert!(said.contains("answers otherwise than a director"), "{said}");
+    }
 }
