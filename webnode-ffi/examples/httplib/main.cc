@@ -3,6 +3,10 @@
 //   selvage-httplib-node --listen ADDRESS:PORT [--config FILE] [--node NAME] [--page FILE] [--threads N]
 //                        [--user NAME]
 //
+// Built by build.sh in the repository, and where it is installed by
+//
+//   c++ -std=c++17 -pthread *.cc $(pkg-config --cflags --libs selvage cpp-httplib) -o selvage-httplib-node
+//
 // /session and what is below it is session data (api.hpp); / is the page; every page gets a session. SIGTERM,
 // SIGINT and SIGQUIT end it when all requests have been answered.
 #include "api.hpp"
