@@ -7,6 +7,7 @@ use crate::error::ErrorKind;
 use crate::ident::{Cookie, SessionId};
 use crate::limits::WAITERS_MAX;
 use crate::node::{Ack, AttachOptions, Completion, Node, OpenMode, Opened, Outcome, Session, Started};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -266,4 +267,65 @@ fn a_worker_that_is_killed_with_the_lock_delays_the_next_request_by_less_than_10
     assert!(delays[delays.len() / 2] < Duration::from_millis(100), "{delays:?}");
     assert!(delays.iter().all(|delay| *delay < Duration::from_secs(2)), "{delays:?}");
     node.detach().unwrap();
+}
+
+/// A process of the node that cannot start threads any more, for want of address space for their stacks.
+#[test]
+#[ignore = "started by the other tests as a process of its own"]
+fn child_without_threads() {
+    let path = std::env::var_os(HOLDER).expect("who starts it names the configuration");
+    let node =
+        Node::attach(Some(path.as_ref()), None, AttachOptions { wait: Duration::from_secs(10) }).unwrap();
+    let id: SessionId = SessionId::parse(&std::env::var("SELVAGE_TEST_SESSION").unwrap()).unwrap();
+    let cookie = Cookie { id, host: node.incarnation().unwrap() };
+    let mut unlocked = open(&node, &cookie, OpenMode::Unlocked);
+    unlocked.incr("n", 1).unwrap();
+    let before = getrlimit(Resource::As);
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.strip_suffix("kB")).unwrap();
+    let size: u64 = size.trim().parse().unwrap();
+    let now = Rlimit { current: Some(size * 1024), ..before };
+    setrlimit(Resource::As, now).unwrap();
+    assert!(std::thread::Builder::new().spawn(|| {}).is_err());
+    // Somebody else has the lock: there is nobody to wait for it.
+    pending(node.open_start(&cookie, OpenMode::Exclusive, 1).unwrap());
+    let Outcome::Opened(Err(error)) = completion(&node).outcome else { panic!("it cannot wait") };
+    assert_eq!(error.kind, ErrorKind::Os);
+    pending(unlocked.commit_start(Ack::All, 2).unwrap());
+    let Outcome::Committed(mut unlocked, Err(error)) = completion(&node).outcome else { panic!() };
+    assert_eq!(error.kind, ErrorKind::Os);
+    // A job is done by its caller.
+    pending(node.destroy_owner_start("", 3).unwrap());
+    let Outcome::OwnerDestroyed(Err(error)) = completion(&node).outcome else { panic!() };
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    // With threads all is as ever.
+    setrlimit(Resource::As, before).unwrap();
+    pending(node.open_start(&cookie, OpenMode::Exclusive, 4).unwrap());
+    println!("waits");
+    drop(opened(completion(&node).outcome));
+    unlocked.commit(Ack::All).unwrap();
+    println!("committed");
+}
+
+#[test]
+fn without_threads_no_operation_is_forgotten() {
+    let cluster = TestCluster::new();
+    let node = cluster.attach();
+    let cookie = new_session(&node);
+    let held = open(&node, &cookie, OpenMode::Exclusive);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "node::tests::crowds::child_without_threads", "--nocapture"])
+        .env(HOLDER, cluster.path())
+        .env("SELVAGE_TEST_SESSION", cookie.id.to_string())
+        // Or the stacks of threads that have ended are used again.
+        .env("GLIBC_TUNABLES", "glibc.pthread.stack_cache_size=0")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut says = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(says.any(|line| line.ends_with("waits")), "it fails what it cannot do");
+    drop(held);
+    assert!(says.any(|line| line.ends_with("committed")));
+    assert!(child.wait().unwrap().success());
+    assert_eq!(number(&open(&node, &cookie, OpenMode::ReadOnly), "n"), Some(Value::I64(2)));
 }
