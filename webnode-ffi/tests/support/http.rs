@@ -16,6 +16,8 @@ pub struct Browser {
     stream: BufReader<TcpStream>,
     address: SocketAddr,
     pub cookie: Option<String>,
+    /// The server has said that it closes this connection.
+    closed: bool,
 }
 
 impl std::fmt::Debug for Answer {
@@ -46,7 +48,7 @@ impl Browser {
     pub fn at(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).expect("nginx listens");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a time limit");
-        Self { stream: BufReader::new(stream), address, cookie: None }
+        Self { stream: BufReader::new(stream), address, cookie: None, closed: false }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -58,8 +60,12 @@ impl Browser {
         Self { cookie: self.cookie.clone(), ..Self::at(address) }
     }
 
-    /// Writes bytes as they are.
+    /// Writes bytes as they are, on a new connection if the server closes this one. Not before: a worker of
+    /// nginx that ends waits for the first request of each connection that it has accepted.
     pub fn write(&mut self, bytes: &[u8]) {
+        if self.closed {
+            *self = self.go_to(self.address);
+        }
         self.stream.get_mut().write_all(bytes).expect("written");
     }
 
@@ -146,9 +152,7 @@ impl Browser {
             let value = set.split(';').next().unwrap_or_default();
             self.cookie = (!value.ends_with('=')).then(|| value.to_owned());
         }
-        if answer.header("connection") == Some("close") {
-            *self = self.go_to(self.address);
-        }
+        self.closed = answer.header("connection") == Some("close");
         answer
     }
 
