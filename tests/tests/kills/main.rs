@@ -37,9 +37,11 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match *arguments {
         ["selvage-server", "--config", config, "--name", name] => {
-            daemon(config, |config| selvage_session_server::daemon::run(&config, name))
+            daemon(|| selvage_session_server::daemon::run(&Config::load(Path::new(config))?, name))
         }
-        ["selvage-director", "--config", config] => daemon(config, selvage_director::daemon::run),
+        ["selvage-director", "--config", config] => {
+            daemon(|| selvage_director::daemon::run(Path::new(config), false))
+        }
         ["worker", config, node, index] => {
             log();
             worker::main(Path::new(config), node, index.parse().unwrap())
@@ -48,9 +50,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn daemon(path: &str, run: impl FnOnce(Config) -> selvage_fabric::error::Result<()>) -> ExitCode {
+fn daemon(run: impl FnOnce() -> selvage_fabric::error::Result<()>) -> ExitCode {
     log();
-    match Config::load(Path::new(path)).and_then(run) {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error}");
