@@ -66,11 +66,12 @@ async fn one(site: &Site, method: &str, bytes: &[u8]) {
 
 fn compare(got: &Answer, end: End, expected: &Expected) {
     assert_eq!(got.status, expected.status);
-    assert_eq!(
-        end_to_end(&got.headers, &OWN, &[]),
-        end_to_end(&expected.headers, &OWN, &[]),
-        "headers of {got:?}"
-    );
+    let mut wanted = end_to_end(&expected.headers, &OWN, &[]);
+    // A length that is said twice the director says once.
+    if let Some(lengths) = wanted.get_mut("content-length") {
+        lengths.truncate(1);
+    }
+    assert_eq!(end_to_end(&got.headers, &OWN, &[]), wanted, "headers of {got:?}");
     for gone in ["keep-alive", "proxy-authenticate", "proxy-connection", "selvage-elsewhere", "te", "upgrade"]
     {
         assert!(!got.headers.contains_key(gone), "{gone} in {got:?}");

@@ -113,6 +113,10 @@ pub fn for_node(headers: &mut HeaderMap, version: Version, client: &Client) {
 pub fn for_browser(headers: &mut HeaderMap, version: Version) {
     remove_hop_by_hop(headers);
     headers.remove(ELSEWHERE);
+    // Said twice, it is the same; with an answer without a body the browser's end would fail at the second.
+    if let Some(length) = headers.get(CONTENT_LENGTH).cloned() {
+        headers.insert(CONTENT_LENGTH, length);
+    }
     via(headers, version);
 }
 
